@@ -1,0 +1,113 @@
+"""Options, grouped by what they bound. Each field says its unit, its default and why it is that.
+
+All are frozen: change one with ``Limits(outbox=4 * MiB)`` or ``dataclasses.replace``. A value that cannot
+work raises :class:`~realtime.errors.ConfigurationError` where it is written, not later.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from realtime.errors import ConfigurationError
+
+__all__ = ["Heartbeat", "KiB", "Limits", "MiB"]
+
+KiB = 1024
+MiB = 1024 * KiB
+
+
+def _require_positive(options: object) -> None:
+    """Raise ConfigurationError unless every number of the dataclass is finite and above zero."""
+    for field in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        kind = "a whole number" if field.type == "int" else "a number"
+        wrong_kind = isinstance(value, bool) or not isinstance(value, int if field.type == "int" else (int, float))
+        if wrong_kind or not math.isfinite(value) or value <= 0:
+            raise ConfigurationError(
+                f"{type(options).__name__}({field.name}={value!r}): must be {kind} above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on what one client may cost. Sizes are bytes, durations seconds."""
+
+    message_size: int = 1_000_000
+    """Largest message a client may send, counted after defragmenting and inflating. A larger one is refused
+    from its frame header on: close 1009. (Socket.IO's ``maxHttpBufferSize`` is 1e6 too.)"""
+
+    fragments: int = 4096
+    """Fragments of one message that may be empty or small. Each 64 bytes of payload allow one more, so only
+    hostile streams meet it: close 1009."""
+
+    before_authentication: int = 64 * KiB
+    """Request line and headers together. More is answered 431."""
+
+    handshake: float = 10.0
+    """From accept to the end of the request's headers, and again for each further request on a kept-alive
+    connection. A slower client is dropped."""
+
+    close_handshake: float = 5.0
+    """How long we wait for the answer to our close frame before the socket is closed anyway."""
+
+    outbox: int = 1 * MiB
+    """Bytes that wait for one client beside what its socket has taken. A message that does not fit meets
+    its overflow policy: close with 4008 (default), drop the oldest, or conflate."""
+
+    park_above: float = 0.75
+    """Share of ``outbox`` above which ``send`` and ``reply`` park the handler and a broadcast stalls."""
+
+    park_timeout: float = 1.0
+    """How long ``send`` and ``reply`` park at most before the message meets its overflow policy."""
+
+    stall: float = 0.005
+    """How long one broadcast stalls at most for members above ``park_above`` (NATS's stall gate)."""
+
+    backpressure_timeout: float = 30.0
+    """How long an item of a streamed answer, or ``send`` of a plain WebSocket, waits for a reader that is too
+    slow before the connection is closed with 4008."""
+
+    inbox: int = 16
+    """Messages of one client that wait for its handler. Past it we stop reading: TCP pushes back."""
+
+    inbox_while_waiting: int = 1024
+    """Messages that may wait while a handler is parked in ``call`` or ``wait_for``, when reading must go on
+    so that the answer can arrive. Past it further ones are answered ``inbox_full``."""
+
+    concurrent: int = 64
+    """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox."""
+
+    rooms_per_client: int = 128
+    """Rooms one client may be in: the next join raises ``TooManyRooms``."""
+
+    room_name: int = 255
+    """Characters of a room name."""
+
+    presence_listed: int = 100
+    """Members ``presence.list()`` shows unless told otherwise; ``.total`` always counts all."""
+
+    ack_timeout: float = 10.0
+    """How long ``call`` waits for the client's answer unless told otherwise."""
+
+    blocked_loop: float = 0.1
+    """A handler that holds the event loop for longer is named in the log."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.park_above > 1:
+            raise ConfigurationError(f"Limits(park_above={self.park_above!r}): a share of outbox, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """How a connection that vanished without FIN is noticed. Any byte received counts as life."""
+
+    interval: float = 25.0
+    """Seconds of silence before a ping (Engine.IO's ``pingInterval``)."""
+
+    timeout: float = 10.0
+    """Seconds after the ping by which something must have arrived, else the connection is dropped."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
