@@ -1,0 +1,307 @@
+"""Messages: what came in, what goes out, and the two codecs between them and bytes.
+
+In: :class:`Message`, decoded strictly, because what one client gets in is broadcast to the others: no NaN,
+no lone surrogate, no number past 64 bits, no bottomless nesting. Out: :class:`Outbound`, encoded once per
+codec and finished once per :class:`Wire`, so that a thousand members of a room share the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol
+
+import msgpack
+import msgspec
+
+from realtime.errors import BadMessage
+
+__all__ = ["JSON", "MSGPACK", "Codec", "Droppable", "Message", "Outbound", "Wire", "check_overflow"]
+
+TYPE_LENGTH = 255  # characters of a type and of an ack id
+MSGPACK_SUBPROTOCOL = "realtime.msgpack.v1"
+
+
+class Message(msgspec.Struct):
+    """One message from a client, as a handler sees it.
+
+    ``params`` holds what a template such as ``chat:message:[room_id]`` matched, and is empty otherwise.
+    """
+
+    type: str
+    payload: Any = None
+    room: str | None = None
+    target: str | list[str] | None = None
+    ack: str | int | None = None
+    params: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=TYPE_LENGTH)]
+
+
+class _Incoming(msgspec.Struct):
+    """The shape a client may send; unknown keys are ignored. Not Message, whose params are ours to fill."""
+
+    type: _Name
+    payload: Any = None
+    room: str | None = None
+    target: str | list[str] | None = None
+    ack: Annotated[str, msgspec.Meta(max_length=TYPE_LENGTH)] | int | None = None
+
+
+class _OnlyAck(msgspec.Struct):
+    ack: Annotated[str, msgspec.Meta(max_length=TYPE_LENGTH)] | int | None = None
+
+
+class _Outgoing(msgspec.Struct, omit_defaults=True):
+    type: str
+    payload: Any = msgspec.UNSET
+    room: Any = msgspec.UNSET
+    timestamp: int = 0
+    ack: Any = msgspec.UNSET
+
+
+class Codec(Protocol):
+    """Bytes to Message and back."""
+
+    name: str
+
+    def decode(self, data: bytes) -> Message:
+        """Return the message in ``data``; raise BadMessage ."""
+
+    def encode(self, value: Any) -> bytes:
+        """Return ``value`` as bytes; raise BadMessage for what the format cannot carry."""
+
+
+_EXPECTED = 'a message is an object such as {"type": "chat:message", "payload": "hi"}'
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_MAX_INT = 2**64 - 1
+_MIN_INT = -(2**63)
+
+
+def _refuse_unsafe_values(value: Any) -> None:
+    """Raise BadMessage for a number that not every JSON reader can take, or a type JSON does not know.
+
+    Iterative: the decoders have bounded the nesting, this must not depend on it.
+    """
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)
+        if kind is int:
+            if not _MIN_INT <= value <= _MAX_INT:
+                raise BadMessage("an integer is outside the 64-bit range")
+        elif kind is float:
+            if not math.isfinite(value):
+                raise BadMessage("NaN and infinity are not allowed")
+        elif kind is dict:
+            waiting.extend(value)
+            waiting.extend(value.values())
+        elif kind is list:
+            waiting.extend(value)
+        elif kind not in (str, bool, bytes, type(None)):
+            raise BadMessage(f"{kind.__name__} values are not allowed")
+
+
+def _message_from(incoming: _Incoming) -> Message:
+    return Message(incoming.type, incoming.payload, incoming.room, incoming.target, incoming.ack)
+
+
+class JsonCodec:
+    """JSON (RFC 8259) in text frames: msgspec is strict about NaN, surrogates and trailing data by itself."""
+
+    name = "json"
+
+    def __init__(self) -> None:
+        self._decode = msgspec.json.Decoder(_Incoming).decode
+        self._decode_ack = msgspec.json.Decoder(_OnlyAck).decode
+        self._encode = msgspec.json.Encoder().encode
+
+    def decode(self, data: bytes) -> Message:
+        try:
+            incoming = self._decode(data)
+        except msgspec.ValidationError as error:
+            raise BadMessage(f"{error}; {_EXPECTED}", ack=self._ack_of(data)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadMessage(f"not JSON: {error}; {_EXPECTED}") from None
+        except RecursionError:
+            raise BadMessage("nested too deep") from None
+        if _LONG_NUMBER.search(data):
+            try:
+                _refuse_unsafe_values([incoming.payload, incoming.ack])
+            except BadMessage as error:
+                raise BadMessage(error.message, ack=self._ack_of(data)) from None
+        return _message_from(incoming)
+
+    def _ack_of(self, data: bytes) -> str | int | None:
+        """Find the ack id in a message that is otherwise wrong, so that the asker learns which it was."""
+        try:
+            ack = self._decode_ack(data).ack
+            _refuse_unsafe_values(ack)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadMessage):
+            return None
+        return ack
+
+    def encode(self, value: Any) -> bytes:
+        try:
+            return self._encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise BadMessage(f"cannot be sent as JSON: {error}") from None
+
+
+class MsgpackCodec:
+    """MessagePack in binary frames, for clients that offer ``realtime.msgpack.v1``.
+
+    Decoding takes msgpack's own reader because it refuses map keys that are no strings before it makes a
+    dict of them: hostile integer keys that all collide cost seconds otherwise.
+    """
+
+    name = "msgpack"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def decode(self, data: bytes) -> Message:
+        try:
+            value = msgpack.unpackb(data, strict_map_key=True, ext_hook=_refuse_extension)
+        except BadMessage:
+            raise
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise BadMessage(f"not MessagePack: {error}; {_EXPECTED}") from None
+        try:
+            _refuse_unsafe_values(value)
+            return _message_from(msgspec.convert(value, _Incoming))
+        except msgspec.ValidationError as error:
+            raise BadMessage(f"{error}; {_EXPECTED}", ack=_ack_in(value)) from None
+        except BadMessage as error:
+            raise BadMessage(error.message, ack=_ack_in(value)) from None
+
+    def encode(self, value: Any) -> bytes:
+        try:
+            return self._encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise BadMessage(f"cannot be sent as MessagePack: {error}") from None
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise BadMessage(f"MessagePack extension type {code} is not allowed")
+
+
+def _ack_in(value: Any) -> str | int | None:
+    ack = value.get("ack") if isinstance(value, dict) else None
+    if isinstance(ack, str) and len(ack) <= TYPE_LENGTH:
+        return ack
+    return ack if type(ack) is int else None
+
+
+JSON = JsonCodec()
+MSGPACK = MsgpackCodec()
+
+
+class Wire:
+    """How one kind of connection wants its messages: a codec, and the step from payload to finished frame.
+
+    Compared by identity: make one per kind of connection, not one per connection.
+    """
+
+    __slots__ = ("codec", "finish")
+
+    def __init__(self, codec: Codec, finish: Callable[[bytes], bytes]) -> None:
+        self.codec = codec
+        self.finish = finish
+
+
+class Droppable(bytes):
+    """A finished frame that an outbox may drop; with a ``key``, one that the next of its key replaces."""
+
+    key: str | None = None
+
+
+_OVERFLOWS = ("close", "drop_oldest", "conflate")
+_KEYS = frozenset(("type", "payload", "room", "timestamp"))
+
+
+def check_overflow(overflow: str, key: str | None) -> None:
+    """Raise BadMessage unless ``overflow`` and ``key`` make one of the three policies."""
+    if overflow not in _OVERFLOWS:
+        raise BadMessage(f"overflow={overflow!r}: must be one of {', '.join(map(repr, _OVERFLOWS))}")
+    if (overflow == "conflate") != (key is not None):
+        raise BadMessage("overflow='conflate' goes with key='...', and key with nothing else")
+
+
+class Outbound:
+    """One message to any number of clients.
+
+    :param message: a mapping with ``type`` and optionally ``payload`` and ``room``, or a received Message.
+    :param timestamp: milliseconds since the epoch.
+    :param room: the room it goes to, which wins over the message's own.
+    :param ack: set by ``call``: the id the client's answer must carry.
+    :param overflow: what happens where it does not fit into an outbox: ``"close"`` the connection with
+        4008; ``"drop_oldest"`` of the droppable messages that wait; ``"conflate"``: at most one message of
+        this ``key`` waits, the newest.
+    :raises BadMessage: no type, an unknown key, or an unknown policy.
+    """
+
+    __slots__ = ("_encoded", "_finished", "_outgoing", "key", "overflow")
+
+    def __init__(
+        self,
+        message: Mapping[str, Any] | Message,
+        timestamp: int,
+        *,
+        room: str | None = None,
+        ack: str | int | None = None,
+        overflow: str = "close",
+        key: str | None = None,
+    ) -> None:
+        if overflow != "close" or key is not None:
+            check_overflow(overflow, key)
+        self.overflow = overflow
+        self.key = key
+        self._outgoing = outgoing = _outgoing(message, timestamp)
+        if room is not None:
+            outgoing.room = room
+        if ack is not None:
+            outgoing.ack = ack
+        self._encoded: dict[Codec, bytes] = {}
+        self._finished: dict[Wire, bytes] = {}
+
+    def encoded(self, codec: Codec) -> bytes:
+        """Return the payload bytes, encoded on first use. Raises BadMessage if it cannot be encoded."""
+        data = self._encoded.get(codec)
+        if data is None:
+            data = self._encoded[codec] = codec.encode(self._outgoing)
+        return data
+
+    def finished(self, wire: Wire) -> bytes:
+        """Return the finished frame for connections of this wire, made on first use."""
+        frame = self._finished.get(wire)
+        if frame is None:
+            frame = wire.finish(self.encoded(wire.codec))
+            if self.overflow != "close":
+                frame = Droppable(frame)
+                frame.key = self.key
+            self._finished[wire] = frame
+        return frame
+
+
+def _outgoing(message: Mapping[str, Any] | Message, timestamp: int) -> _Outgoing:
+    """Check a message to be sent and give it the server's shape."""
+    if isinstance(message, Message):
+        outgoing = _Outgoing(message.type, message.payload, timestamp=timestamp)
+        if message.room is not None:
+            outgoing.room = message.room
+        return outgoing
+    if not isinstance(message, Mapping):
+        raise BadMessage(f"a message is a dict with a 'type', not {type(message).__name__}")
+    name = message.get("type")
+    if not isinstance(name, str) or not name:
+        raise BadMessage(f"a message needs a non-empty string 'type', got {name!r}")
+    if not _KEYS.issuperset(message):
+        unknown = ", ".join(sorted(map(repr, set(message) - _KEYS)))
+        raise BadMessage(f"unknown key {unknown} in a message; allowed are {', '.join(sorted(_KEYS))}")
+    outgoing = _Outgoing(name, message.get("payload", msgspec.UNSET), timestamp=message.get("timestamp", timestamp))
+    if message.get("room") is not None:
+        outgoing.room = message["room"]
+    return outgoing

@@ -1,0 +1,133 @@
+"""Which handlers an event goes to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from realtime.errors import ConfigurationError
+from realtime.events import ANY, LIFECYCLE, EventTemplate
+
+__all__ = ["Handler", "HandlerFunction", "Route", "Router"]
+
+HandlerFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A handler function and how it wants to be run."""
+
+    event: str
+    function: HandlerFunction
+    concurrent: bool = False
+    threadpool: bool = False
+    template: EventTemplate | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """How logs call it."""
+        return f"{self.function.__module__}.{getattr(self.function, '__qualname__', repr(self.function))}"
+
+
+class Route:
+    """The handlers of one event name, in the order they run, each with the params of its template.
+
+    ``own`` are those for the name itself, ``any`` the ``"*"`` handlers after them.
+    """
+
+    __slots__ = ("any", "concurrent", "own")
+
+    def __init__(self, own: list[tuple[Handler, dict[str, str]]], any_: list[tuple[Handler, dict[str, str]]]) -> None:
+        self.own = own
+        self.any = any_
+        self.concurrent = any(handler.concurrent for handler, _ in own + any_)
+
+
+def check_function(function: object, expected: int, what: str, parameters: str) -> None:
+    """Raise ConfigurationError unless ``function`` is plain and takes ``expected`` positional arguments."""
+    if not callable(function):
+        raise ConfigurationError(f"{what}: {function!r} is not callable")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{what}: {function!r} is async; handlers are plain functions that may simply wait")
+    try:
+        inspect.signature(function).bind(*range(expected))
+    except ValueError:
+        return  # a builtin without a signature: take it at its word
+    except TypeError:
+        raise ConfigurationError(f"{what}: {function!r} must take {parameters}") from None
+
+
+class Router:
+    """Handlers by exact name, by template, and ``"*"``; each kind in the order of registration."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, list[Handler]] = {}
+        self._templates: list[Handler] = []
+        self._any: list[Handler] = []
+        self._routes: dict[str, Route] = {}  # of exact names only, so that clients cannot fill it
+
+    def on(self, event: str, function: HandlerFunction, *, concurrent: bool, threadpool: bool) -> None:
+        """Add a handler.
+
+        :raises ConfigurationError: a reserved or malformed event, or a function that cannot be a handler.
+        """
+        check_event(event)
+        check_function(function, 3, f"handler for {event!r}", "(message, context, toolkit)")
+        template = EventTemplate(event) if event != ANY else None
+        handler = Handler(event, function, concurrent, threadpool, template)
+        if template is None:
+            self._any.append(handler)
+        elif template.parameters:
+            self._templates.append(handler)
+        else:
+            self._exact.setdefault(event, []).append(handler)
+        self._routes.clear()
+
+    def off(self, event: str, function: HandlerFunction | None = None) -> int:
+        """Remove the handlers of ``event``, or just ``function``; return how many were removed."""
+
+        def kept(handler: Handler) -> bool:
+            return handler.event != event or (function is not None and handler.function is not function)
+
+        every = [*self._any, *self._templates, *(h for handlers in self._exact.values() for h in handlers)]
+        self._any = list(filter(kept, self._any))
+        self._templates = list(filter(kept, self._templates))
+        remaining = {name: list(filter(kept, handlers)) for name, handlers in self._exact.items()}
+        self._exact = {name: handlers for name, handlers in remaining.items() if handlers}
+        self._routes.clear()
+        return sum(not kept(handler) for handler in every)
+
+    def resolve(self, name: str) -> Route | None:
+        """Return where a message of this name goes; None if nowhere."""
+        route = self._routes.get(name)
+        if route is None:
+            route = self._build(name)
+            if name in self._exact:
+                self._routes[name] = route
+        return route if route.own or route.any else None
+
+    def _build(self, name: str) -> Route:
+        own: list[tuple[Handler, dict[str, str]]] = [(handler, {}) for handler in self._exact.get(name, ())]
+        for handler in self._templates:
+            assert handler.template is not None
+            params = handler.template.match(name)
+            if params is not None:
+                own.append((handler, params))
+        return Route(own, [(handler, {}) for handler in self._any])
+
+    def has(self, name: str) -> bool:
+        """Tell whether the name itself (not just ``"*"``) has a handler."""
+        route = self.resolve(name)
+        return route is not None and bool(route.own)
+
+
+def check_event(event: object) -> None:
+    """Raise ConfigurationError for a name no handler can be registered for."""
+    if not isinstance(event, str) or not event:
+        raise ConfigurationError(f"event {event!r}: must be a non-empty string")
+    if event.startswith("system:"):
+        raise ConfigurationError(f"event {event!r}: names under 'system:' are the protocol's own")
+    if event.startswith("client:") and event not in LIFECYCLE:
+        raise ConfigurationError(f"event {event!r}: under 'client:' there are {' and '.join(LIFECYCLE)}")
