@@ -1,0 +1,1 @@
+"""Protocols without I/O: bytes in, events out. No sockets, no clock and no greenlets in here."""
