@@ -1,0 +1,215 @@
+"""One client as the hub sees it, whatever transport it came by."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from gevent.event import AsyncResult
+
+from realtime.config import Heartbeat
+from realtime.events import ANY, EventTemplate
+from realtime.message import JSON, Message, Wire
+
+if TYPE_CHECKING:
+    from realtime.outbox import Outbox
+
+__all__ = ["Connection", "Context", "Waiter"]
+
+PLAIN_JSON = Wire(JSON, lambda payload: payload)
+_NOTHING_WAITS: deque[Message] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
+
+
+class Waiter:
+    """A handler that is parked until its client sends a certain event."""
+
+    __slots__ = ("_template", "result")
+
+    def __init__(self, event: str) -> None:
+        self._template = None if event == ANY else EventTemplate(event)
+        self.result: AsyncResult[Message] = AsyncResult()
+
+    def takes(self, message: Message) -> bool:
+        """Tell whether this is the event waited for, and if so fill in its params."""
+        params = {} if self._template is None else self._template.match(message.type)
+        if params is None:
+            return False
+        message.params = params
+        return True
+
+
+class Context:
+    """What a handler may know of the client it serves; lives as long as the connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def id(self) -> str:
+        """The client's id, unique among all clients of the cluster."""
+        return self._connection.id
+
+    @property
+    def transport(self) -> str:
+        """The name of the transport it came by: ``"websocket"``, ``"memory"``, ..."""
+        return self._connection.transport
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What presence shows of this client; change it with ``toolkit.presence.update``."""
+        return self._connection.metadata
+
+    @property
+    def connected_at(self) -> float:
+        """Seconds since the epoch."""
+        return self._connection.connected_at
+
+    @property
+    def rooms(self) -> list[str]:
+        """The rooms it is in; in ``client:disconnected`` the rooms it was in."""
+        return self._connection.current_rooms()
+
+    @property
+    def identity(self) -> Any:
+        """What ``authenticate`` returned for it; None without."""
+        return self._connection.identity
+
+    @property
+    def remote_address(self) -> Any:
+        """Its IP address as text; None where the transport has none."""
+        return self._connection.remote_address
+
+    def __repr__(self) -> str:
+        return f"<Context {self.transport} client {self.id}>"
+
+
+class Connection(ABC):
+    """One client of a transport. A transport of one's own implements ``transmit`` and ``end``.
+
+    :param wire: codec and framing of this connection; JSON payloads as they are if not given.
+    :param identity: what authentication found; shown as ``context.identity``.
+    :param remote_address: its IP address as text, or None.
+    :param metadata: initial presence metadata.
+    """
+
+    __slots__ = (
+        "_rooms_for",
+        "answers",
+        "busy",
+        "calls",
+        "closed",
+        "concurrent",
+        "connected_at",
+        "context",
+        "id",
+        "identity",
+        "inbox",
+        "last_rooms",
+        "metadata",
+        "outbox",
+        "paused",
+        "remote_address",
+        "waiters",
+        "wire",
+    )
+
+    transport = "custom"
+    """The transport's name, shown as ``context.transport``."""
+    heartbeat: Heartbeat | None = None
+    """Told to clients in ``system:welcome``."""
+
+    outbox: Outbox  # given by the hub on connect, unless the transport brought its own
+
+    def __init__(
+        self,
+        *,
+        wire: Wire = PLAIN_JSON,
+        identity: Any = None,
+        remote_address: Any = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.id = uuid4().hex
+        self.wire = wire
+        self.identity = identity
+        self.remote_address = remote_address
+        self.metadata: dict[str, Any] = metadata if metadata is not None else {}
+        self.connected_at = time.time()
+        self.context = Context(self)
+        # what follows belongs to the hub
+        self.inbox: deque[Message] = _NOTHING_WAITS
+        self.busy = False  # a worker has this connection's inbox, or will
+        self.paused = False  # reading stopped because the inbox is full
+        self.closed = False
+        self.concurrent = 0  # handlers running beside the inbox
+        self.waiters: list[Waiter] | None = None
+        self.calls: dict[int, AsyncResult[Any]] | None = None
+        self.answers = 0  # ids given to calls so far
+        self.last_rooms: Sequence[str] | None = None
+        self._rooms_for: Any = None
+
+    def current_rooms(self) -> list[str]:
+        """Return the rooms this client is in; once disconnected, those it was in."""
+        if self.last_rooms is not None:
+            return list(self.last_rooms)
+        return list(self._rooms_for(self.id)) if self._rooms_for is not None else []
+
+    def enqueue(self, message: Message) -> None:
+        """Append to the inbox."""
+        if self.inbox is _NOTHING_WAITS:
+            self.inbox = deque()
+        self.inbox.append(message)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a handler is parked until this client sends something: then reading must go on."""
+        return bool(self.waiters or self.calls)
+
+    # What a transport implements -----------------------------------------------------------------
+
+    @abstractmethod
+    def transmit(self, frame: bytes) -> None:
+        """Send one finished frame. Called in the event loop: must not wait; raise OSError if broken."""
+
+    @abstractmethod
+    def end(self, code: int, reason: str) -> None:
+        """Close the client's connection, after what waits in the outbox. Must not wait.
+
+        The transport then tells ``hub.disconnect``, now or when the other side has answered.
+        """
+
+    def pause_reading(self) -> None:
+        """The inbox is full: read no more until ``resume_reading``. Optional; without it the next
+        messages past ``Limits.inbox_while_waiting`` are refused."""
+
+    def resume_reading(self) -> None:
+        """There is room in the inbox again."""
+
+    # What an outbox needs of its sink; transports with partial writes override these ----------------
+
+    def write(self, frames: list[bytes]) -> int:
+        """Transmit every frame; return the bytes taken."""
+        taken = 0
+        for frame in frames:
+            self.transmit(frame)
+            taken += len(frame)
+        return taken
+
+    def watch_writable(self) -> None:
+        """Never called where ``write`` takes everything."""
+
+    def finished(self) -> None:
+        """Nothing more will be written."""
+
+    def broken(self, error: OSError) -> None:
+        """A write failed: end the connection."""
+        self.end(1006, str(error))
+
+    def overflowed(self) -> None:
+        """The client is too slow: end the connection with 4008."""
+        self.end(4008, "slow consumer")

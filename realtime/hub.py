@@ -1,0 +1,446 @@
+"""The hub: every connection, what comes in from it, and delivery to it.
+
+Transports hand clients over with ``connect``, ``receive`` and ``disconnect``. The hub keeps each client's
+messages in order, one at a time, lets answers to ``call`` and ``wait_for`` past the waiting ones, and delivers
+one encoded message to any number of outboxes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import AsyncResult
+
+from realtime.codes import CloseCode, ErrorCode
+from realtime.config import Limits
+from realtime.connection import Connection, Waiter
+from realtime.errors import (
+    BadMessage,
+    CallFailed,
+    ConnectionClosed,
+    MessageTooBig,
+    NotRunning,
+    TimedOut,
+    UnknownClient,
+)
+from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, is_reserved
+from realtime.message import Message, Outbound
+from realtime.outbox import Flusher, Outbox
+from realtime.presence import PresenceStore
+from realtime.rooms import RoomManager
+from realtime.workers import Workers
+
+__all__ = ["Hub", "HubUser"]
+
+VERSION_OF_WIRE = 1
+READ_AHEAD = 16  # messages of one client a worker handles before the next client's turn
+
+
+class HubUser(Protocol):
+    """What the hub asks of the kernel that owns it."""
+
+    def handle(self, connection: Connection, message: Message) -> None:
+        """Run the handlers of a message and answer it; never raises."""
+
+    def is_concurrent(self, message: Message) -> bool:
+        """Tell whether a message need not wait for the ones before it."""
+
+    def wants(self, event: str) -> bool:
+        """Tell whether a lifecycle event has handlers."""
+
+
+class Hub:
+    """Connections and delivery. Belongs to one thread; everything here runs in its event loop."""
+
+    def __init__(self, limits: Limits, user: HubUser) -> None:
+        self.limits = limits
+        self.counters: Counter[str] = Counter()
+        self.connections: dict[str, Connection] = {}
+        self.rooms = RoomManager(limits, self.connections.__contains__)
+        self.presence = PresenceStore(limits, self.rooms.rooms_for, self.rooms.members)
+        self._user = user
+        self._workers: Workers | None = None
+        self._flusher: Flusher | None = None
+
+    # Lifecycle -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind to the event loop of the current thread."""
+        hub = gevent.get_hub()
+        self._workers = Workers(hub)
+        self._flusher = Flusher(hub, self.counters)
+
+    def stop(self, timeout: float) -> None:
+        """End the workers. Switches greenlets."""
+        if self._workers is not None:
+            self._workers.stop(timeout)
+            self._workers = self._flusher = None
+
+    @property
+    def workers(self) -> Workers:
+        """The greenlets that handlers run in. Raises NotRunning."""
+        if self._workers is None:
+            raise NotRunning("the kernel is not running: call start() or run() first")
+        return self._workers
+
+    @property
+    def flusher(self) -> Flusher:
+        """What flushes outboxes once per loop turn. Raises NotRunning."""
+        if self._flusher is None:
+            raise NotRunning("the kernel is not running: call start() or run() first")
+        return self._flusher
+
+    # What transports call ------------------------------------------------------------------------
+
+    def connect(self, connection: Connection) -> None:
+        """A client is there: give it presence and an outbox, and tell ``client:connected``."""
+        if not hasattr(connection, "outbox"):
+            connection.outbox = Outbox(connection, self.flusher, self.limits)
+        connection._rooms_for = self.rooms.rooms_for
+        self.connections[connection.id] = connection
+        self.presence.add(connection.id, connection.metadata, connection.connected_at)
+        self.counters["connected"] += 1
+        if self._user.wants(CLIENT_CONNECTED):
+            self.receive_event(connection, Message(CLIENT_CONNECTED, {"transport": connection.transport}))
+
+    def receive(self, connection: Connection, data: bytes | Mapping[str, Any]) -> None:
+        """A client sent a message: its payload bytes, or an object from a transport that has no bytes.
+
+        Never switches and never raises for what a client sent: it is answered instead.
+        """
+        self.counters["received"] += 1
+        try:
+            codec = connection.wire.codec
+            message = codec.decode(data if isinstance(data, bytes) else codec.encode(data))
+        except BadMessage as error:
+            self.refuse(connection, error.message, error.ack)
+            return
+        if is_reserved(message.type):
+            self._receive_system(connection, message)
+            return
+        waiters = connection.waiters
+        if waiters:
+            for waiter in waiters:
+                if waiter.takes(message):
+                    waiters.remove(waiter)
+                    waiter.result.set(message)
+                    return
+        self._enqueue(connection, message)
+
+    def refuse(self, connection: Connection, text: str, ack: str | int | None = None) -> None:
+        """Answer something that is no message with ``bad_message``; the connection lives on."""
+        self.counters["refused_bad_message"] += 1
+        self.send_error(connection, text, ErrorCode.BAD_MESSAGE, ack=ack)
+
+    def room_for(self, connection: Connection) -> int:
+        """Return how many messages a transport may hand over before it is asked to pause; at least 1."""
+        limits = self.limits
+        most = limits.inbox_while_waiting if connection.is_awaited else limits.inbox
+        return max(1, most - len(connection.inbox))
+
+    def receive_event(self, connection: Connection, message: Message) -> None:
+        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages."""
+        connection.enqueue(message)
+        self._schedule(connection)
+
+    def disconnect(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:
+        """A client is gone: it leaves its rooms and presence at once; ``client:disconnected`` follows after
+        the messages it had sent. A second call does nothing.
+
+        :param reason: for people, shown in ``message.payload["reason"]``.
+        :param code: the close code (RFC 6455 section 7.4); 1006 if it just vanished.
+        """
+        if connection.closed:
+            return
+        connection.closed = True
+        known = self.connections.pop(connection.id, None) is not None
+        connection.last_rooms = self.rooms.leave_all(connection.id)
+        self.presence.remove(connection.id)
+        closed = ConnectionClosed(code, reason)
+        for waiter in connection.waiters or ():
+            waiter.result.set_exception(closed)
+        for answer in (connection.calls or {}).values():
+            answer.set_exception(closed)
+        connection.waiters = connection.calls = None
+        if not known:
+            return
+        self.counters["disconnected"] += 1
+        if self._user.wants(CLIENT_DISCONNECTED) and self._workers is not None:
+            payload = {"reason": reason, "code": int(code), "rooms": list(connection.last_rooms)}
+            self.receive_event(connection, Message(CLIENT_DISCONNECTED, payload))
+
+    # In order, one at a time -----------------------------------------------------------------------
+
+    def _enqueue(self, connection: Connection, message: Message) -> None:
+        waiting = len(connection.inbox)
+        if waiting >= self.limits.inbox:
+            if waiting >= self.limits.inbox_while_waiting:
+                self.counters["refused_inbox_full"] += 1
+                text = f"{waiting} messages wait already"
+                self.send_error(connection, text, ErrorCode.INBOX_FULL, ack=message.ack)
+                return
+            if not connection.paused and not connection.is_awaited:
+                connection.paused = True
+                connection.pause_reading()
+        connection.enqueue(message)
+        if not connection.busy:
+            self._schedule(connection)
+
+    def _schedule(self, connection: Connection) -> None:
+        if not connection.busy:
+            connection.busy = True
+            self.workers.submit(partial(self._serve, connection))
+
+    def _serve(self, connection: Connection) -> None:
+        """In a worker: handle what waits in a client's inbox, a few at a time so that others get a turn."""
+        user = self._user
+        inbox = connection.inbox
+        for _ in range(READ_AHEAD):
+            if not inbox:
+                break
+            if user.is_concurrent(inbox[0]):
+                if connection.concurrent >= self.limits.concurrent:
+                    return  # still busy: the next one that ends goes on here
+                connection.concurrent += 1
+                self.workers.submit(partial(self._serve_beside, connection, inbox.popleft()))
+            else:
+                user.handle(connection, inbox.popleft())
+            if connection.paused:
+                self.resume_if_room(connection)
+        if inbox:
+            self.workers.submit(partial(self._serve, connection))
+        else:
+            connection.busy = False
+
+    def _serve_beside(self, connection: Connection, message: Message) -> None:
+        """In a worker: handle one message of a ``concurrent=True`` handler."""
+        try:
+            self._user.handle(connection, message)
+        finally:
+            full = connection.concurrent >= self.limits.concurrent
+            connection.concurrent -= 1
+            if full and connection.busy:
+                self.workers.submit(partial(self._serve, connection))
+
+    def resume_if_room(self, connection: Connection) -> None:
+        """Read from a paused client again where its inbox has room or a handler waits for it."""
+        if connection.paused and (len(connection.inbox) < self.limits.inbox or connection.is_awaited):
+            connection.paused = False
+            connection.resume_reading()
+
+    # The protocol's own messages --------------------------------------------------------------------
+
+    def _receive_system(self, connection: Connection, message: Message) -> None:
+        name = message.type
+        if name == "system:ack":
+            self._take_answer(connection, message.payload, failed=False)
+        elif name == "system:error":
+            self._take_answer(connection, message.payload, failed=True)
+        elif name == "system:hello":
+            self._welcome(connection, message)
+        else:
+            self.counters["refused_reserved_type"] += 1
+            text = f"{name!r} is reserved: clients send names outside system:, client: and mesh:"
+            self.send_error(connection, text, ErrorCode.RESERVED_TYPE, ack=message.ack)
+
+    def _take_answer(self, connection: Connection, payload: Any, *, failed: bool) -> None:
+        """A client answers a ``call``: wake the handler that waits, ahead of everything in the inbox."""
+        ack = payload.get("ack") if isinstance(payload, dict) else None
+        if type(ack) is not int:
+            text = 'an answer is {"ack": id, "result": ...} with the id of the call'
+            self.send_error(connection, text, ErrorCode.BAD_MESSAGE)
+            return
+        answer = connection.calls.pop(ack, None) if connection.calls else None
+        if answer is None:
+            self.counters["late_answers"] += 1
+        elif failed:
+            code = payload.get("code")
+            text = str(payload.get("message", "the client refused"))
+            answer.set_exception(CallFailed(text, code=code if isinstance(code, str) else ErrorCode.REJECTED))
+        else:
+            answer.set(payload.get("result"))
+
+    def _welcome(self, connection: Connection, message: Message) -> None:
+        limits, beat = self.limits, connection.heartbeat
+        payload = {
+            "id": connection.id,
+            "version": VERSION_OF_WIRE,
+            "codec": connection.wire.codec.name,
+            "heartbeat": {"interval": beat.interval, "timeout": beat.timeout} if beat else None,
+            "limits": {
+                "message_size": limits.message_size,
+                "rooms_per_client": limits.rooms_per_client,
+                "room_name": limits.room_name,
+            },
+        }
+        self._put(connection, self.outbound({"type": "system:welcome", "payload": payload}))
+        if message.ack is not None:
+            self._put(connection, self.outbound({"type": "system:ack", "payload": {"ack": message.ack}}))
+
+    # Delivery ----------------------------------------------------------------------------------------
+
+    def outbound(self, message: Mapping[str, Any] | Message, **options: Any) -> Outbound:
+        """Stamp a message with the time. Raises BadMessage."""
+        return Outbound(message, int(time.time() * 1000), **options)
+
+    def find(self, client_id: str) -> Connection:
+        """Return a client's connection; raise UnknownClient."""
+        connection = self.connections.get(client_id)
+        if connection is None:
+            raise UnknownClient(f"no client {client_id!r} is connected")
+        return connection
+
+    def _put(self, connection: Connection, outbound: Outbound) -> None:
+        """Put into one outbox without waiting."""
+        self.counters["sent"] += 1
+        connection.outbox.put(outbound.finished(connection.wire))
+
+    def send_error(
+        self,
+        connection: Connection,
+        message: str,
+        code: str,
+        *,
+        ack: str | int | None = None,
+        details: str | None = None,
+    ) -> None:
+        """Answer with ``system:error`` without waiting."""
+        payload: dict[str, Any] = {"message": message, "code": code}
+        if ack is not None:
+            payload["ack"] = ack
+        if details is not None:
+            payload["details"] = details
+        if not connection.closed:
+            self._put(connection, self.outbound({"type": "system:error", "payload": payload}))
+
+    def deliver(self, connection: Connection, outbound: Outbound, *, patience: float | None = None) -> None:
+        """Send to one client. Parks while its outbox is crowded, at most ``patience`` seconds: switches.
+
+        :param patience: ``Limits.park_timeout`` if not given.
+        :raises ConnectionClosed: the client has gone.
+        :raises MessageTooBig: larger than the whole outbox.
+        :raises BadMessage: the payload cannot be encoded.
+        """
+        if connection.closed:
+            raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+        outbox = connection.outbox
+        frame = outbound.finished(connection.wire)
+        if len(frame) > self.limits.outbox:
+            raise MessageTooBig(
+                f"a message of {len(frame)} bytes does not fit into an outbox of {self.limits.outbox} (Limits.outbox)"
+            )
+        if outbox.size > outbox.park_at:
+            outbox.wait_below(self.limits.park_timeout if patience is None else patience)
+        self.counters["sent"] += 1
+        outbox.put(frame)
+
+    def deliver_to(self, client_ids: Iterable[str], outbound: Outbound, skip: Collection[str] = ()) -> int:
+        """Put one message into many outboxes; return to how many clients it went.
+
+        Where members are above the high-water mark the caller stalls, at most ``Limits.stall`` in all, so
+        that a fast publisher cannot cut healthy members off: only then does this switch.
+
+        :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
+        :raises BadMessage: the payload cannot be encoded.
+        """
+        connections = self.connections
+        crowded: list[Outbox] = []
+        wire = None
+        frame = b""
+        count = 0
+        for client_id in tuple(client_ids):
+            connection = connections.get(client_id)
+            if connection is None or client_id in skip:
+                continue
+            if connection.wire is not wire:
+                wire = connection.wire
+                frame = outbound.finished(wire)
+                if len(frame) > self.limits.outbox:
+                    raise MessageTooBig(
+                        f"a message of {len(frame)} bytes does not fit into an outbox of "
+                        f"{self.limits.outbox} (Limits.outbox)"
+                    )
+            outbox = connection.outbox
+            outbox.put(frame)
+            count += 1
+            if outbox.size > outbox.park_at:
+                crowded.append(outbox)
+        self.counters["sent"] += count
+        if crowded:
+            self._stall(crowded)
+        return count
+
+    def _stall(self, crowded: list[Outbox]) -> None:
+        """Wait for crowded outboxes, at most ``Limits.stall`` for all of them together."""
+        self.counters["stalls"] += 1
+        deadline = time.perf_counter() + self.limits.stall
+        for outbox in crowded:
+            remaining = deadline - time.perf_counter()
+            if remaining <= 0:
+                return
+            outbox.wait_below(remaining)
+
+    # Waiting for a client --------------------------------------------------------------------------
+
+    def call(self, connection: Connection, message: Mapping[str, Any], timeout: float) -> Any:
+        """Send a message and wait for the client's answer: switches greenlets.
+
+        :raises TimedOut: no answer within ``timeout`` seconds.
+        :raises CallFailed: the client answered with an error.
+        :raises ConnectionClosed: the client went away.
+        """
+        connection.answers += 1
+        ack = connection.answers
+        if connection.closed:
+            raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+        if connection.calls is None:
+            connection.calls = {}
+        answer = connection.calls[ack] = AsyncResult()
+        self.resume_if_room(connection)
+        timer = gevent.Timeout.start_new(timeout)
+        try:
+            self.deliver(connection, self.outbound(message, ack=ack))
+            return answer.get()
+        except gevent.Timeout as expired:
+            if expired is not timer:
+                raise  # the caller's own
+            raise TimedOut(f"client {connection.id} did not answer {message['type']!r} within {timeout} s") from None
+        finally:
+            timer.close()
+            if connection.calls:
+                connection.calls.pop(ack, None)
+
+    def wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:
+        """Take the client's next message of this event, one in the inbox first: switches greenlets.
+
+        :raises TimedOut: none came within ``timeout`` seconds; None waits as long as the client is there.
+        :raises ConnectionClosed: the client went away.
+        """
+        waiter = Waiter(event)
+        for index, message in enumerate(connection.inbox):
+            if not is_reserved(message.type) and waiter.takes(message):
+                del connection.inbox[index]
+                self.resume_if_room(connection)
+                return message
+        if connection.closed:
+            raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+        if connection.waiters is None:
+            connection.waiters = []
+        connection.waiters.append(waiter)
+        self.resume_if_room(connection)
+        timer = gevent.Timeout.start_new(timeout)
+        try:
+            return waiter.result.get()  # type: ignore[return-value]
+        except gevent.Timeout as expired:
+            if expired is not timer:
+                raise  # the caller's own
+            raise TimedOut(f"client {connection.id} did not send {event!r} within {timeout} s") from None
+        finally:
+            timer.close()
+            if connection.waiters and waiter in connection.waiters:
+                connection.waiters.remove(waiter)

@@ -1,0 +1,290 @@
+"""The outbox: the only thing that touches a connection's sending side.
+
+Frames are appended whole and flushed together, once per turn of the event loop, with one write. What the
+socket does not take waits here, counted in bytes; past the limit each message's own policy decides.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event
+from gevent.hub import Hub as GeventHub
+
+from realtime.config import KiB, Limits
+from realtime.message import Droppable
+
+__all__ = ["Flusher", "Outbox", "Sink"]
+
+FLUSH_AT = 64 * KiB  # a handler that publishes without yielding is flushed whenever this much waits
+WRITE_AT_ONCE = 256 * KiB  # joining more than this for one write would copy what the socket won't take
+
+
+class Sink(Protocol):
+    """Where an outbox writes to: one connection of a transport."""
+
+    def write(self, frames: list[bytes]) -> int:
+        """Take as many bytes as possible without waiting and return how many; raise OSError if broken."""
+
+    def watch_writable(self) -> None:
+        """Call ``outbox.resume()`` once when more can be written."""
+
+    def broken(self, error: OSError) -> None:
+        """The connection is gone: a write failed with ``error``."""
+
+    def finished(self) -> None:
+        """The frame given to ``put_last``, and all before it, has been written."""
+
+    def overflowed(self) -> None:
+        """A message that may not be dropped does not fit: cut the slow consumer off (4008)."""
+
+
+class Flusher:
+    """Flushes every outbox that was written to, once per loop turn. One per hub of gevent."""
+
+    __slots__ = ("_dirty", "_loop", "counters")
+
+    def __init__(self, hub: GeventHub, counters: Counter[str]) -> None:
+        self._loop = hub.loop
+        self._dirty: list[Outbox] = []
+        self.counters = counters
+
+    def add(self, outbox: Outbox) -> None:
+        """Have ``outbox`` flushed before the loop next waits for events."""
+        if not self._dirty:
+            self._loop.run_callback(self._flush_all)
+        self._dirty.append(outbox)
+
+    def _flush_all(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for outbox in dirty:
+            outbox.flush()
+
+
+class Outbox:
+    """Frames that wait for one connection, bounded in bytes.
+
+    ``frames`` may hold, besides what waits, the unsent rest of a frame as a memoryview: only ever first,
+    and never dropped, because half of it is already on its way.
+    """
+
+    __slots__ = (
+        "_below",
+        "_blocked",
+        "_flusher",
+        "_frames",
+        "_scheduled",
+        "_sink",
+        "closed",
+        "limit",
+        "park_at",
+        "progress",
+        "size",
+    )
+
+    def __init__(self, sink: Sink, flusher: Flusher, limits: Limits) -> None:
+        self._sink = sink
+        self._flusher = flusher
+        self._frames: list[Any] = []  # of bytes; the first may be a memoryview
+        self._scheduled = False  # a flush will come by itself: next turn, or when writable
+        self._blocked = False  # the socket is full
+        self._below: Event | None = None  # set when size falls to park_at, made by the first who waits
+        self.size = 0
+        self.limit = limits.outbox
+        self.park_at = int(limits.outbox * limits.park_above)
+        self.closed = False
+        self.progress = 0  # bytes written while the socket was full: a sign of life of a slow reader
+
+    def put(self, frame: bytes) -> bool:
+        """Append a finished frame; return False if it was dropped or the outbox is closed. Never switches."""
+        size = self.size + len(frame)
+        if size > self.limit or type(frame) is Droppable:  # a closed outbox has a limit of -1
+            return self._put_carefully(frame)
+        self.size = size
+        self._frames.append(frame)
+        if not self._scheduled:
+            self._scheduled = True
+            self._flusher.add(self)
+        if size > FLUSH_AT and not self._blocked:
+            self.flush()
+        return True
+
+    def put_unbounded(self, frame: bytes) -> bool:
+        """Append one frame whatever its size: for callers that wait for room first and own its memory."""
+        if self.closed:
+            return self._put_carefully(frame)
+        limit, self.limit = self.limit, self.size + len(frame)
+        accepted = self.put(frame)
+        if not self.closed:
+            self.limit = limit
+        return accepted
+
+    def put_first(self, frame: bytes) -> None:
+        """Append a control frame before everything that is not yet under way (RFC 6455 section 5.5)."""
+        if self.closed:
+            return
+        frames = self._frames
+        frames.insert(1 if frames and type(frames[0]) is memoryview else 0, frame)
+        self.size += len(frame)
+        if not self._scheduled:
+            self._scheduled = True
+            self._flusher.add(self)
+
+    def put_last(self, frame: bytes) -> None:
+        """Append a frame, such as a close frame, after which everything is refused."""
+        if not self.closed:
+            self.put_unbounded(frame)
+            self.closed = True
+            self.limit = -1
+
+    def _put_carefully(self, frame: bytes) -> bool:
+        """Append a droppable frame, or one that may not fit. The slow path of put()."""
+        counters = self._flusher.counters
+        if self.closed:
+            counters["dropped_after_close"] += 1
+            return False
+        key = frame.key if isinstance(frame, Droppable) else None
+        if key is not None and self._conflate(frame, key):
+            return True
+        if self.size + len(frame) > self.limit and not self._blocked:
+            self.flush()
+        if self.size + len(frame) > self.limit:
+            if not isinstance(frame, Droppable):
+                counters["closed_slow_consumer"] += 1
+                self._sink.overflowed()
+                return False
+            if not self._make_room(len(frame)):
+                counters["dropped_newest"] += 1
+                return False
+        self.size += len(frame)
+        self._frames.append(frame)
+        if not self._scheduled:
+            self._scheduled = True
+            self._flusher.add(self)
+        return True
+
+    def _conflate(self, frame: bytes, key: str) -> bool:
+        """Let ``frame`` take the place of a waiting one with the same key, if there is one and it fits."""
+        for index, waiting in enumerate(self._frames):
+            if isinstance(waiting, Droppable) and waiting.key == key:
+                size = self.size - len(waiting) + len(frame)
+                if size > self.limit:
+                    return False
+                self._frames[index] = frame
+                self.size = size
+                self._flusher.counters["dropped_conflated"] += 1
+                return True
+        return False
+
+    def _make_room(self, needed: int) -> bool:
+        """Drop the oldest droppable frames until ``needed`` bytes fit; drop none if that cannot be reached."""
+        missing = self.size + needed - self.limit
+        chosen: set[int] = set()
+        for index, frame in enumerate(self._frames):
+            if missing <= 0:
+                break
+            if isinstance(frame, Droppable):
+                chosen.add(index)
+                missing -= len(frame)
+        if missing > 0:
+            return False
+        self._frames = [frame for index, frame in enumerate(self._frames) if index not in chosen]
+        self.size = sum(map(len, self._frames))
+        self._flusher.counters["dropped_oldest"] += len(chosen)
+        return True
+
+    def flush(self) -> None:
+        """Write what waits, as far as the socket takes it. Never switches."""
+        self._scheduled = False
+        frames = self._frames
+        if not frames or self._blocked:
+            return
+        try:
+            while frames:
+                batch = frames if self.size <= WRITE_AT_ONCE else _first_bytes(frames, WRITE_AT_ONCE)
+                offered = self.size if batch is frames else sum(map(len, batch))
+                taken = self._sink.write(batch)
+                self._forget(batch, offered, taken)
+                if taken < offered:
+                    self._blocked = self._scheduled = True
+                    self._sink.watch_writable()
+                    return
+        except OSError as error:
+            self._sink.broken(error)
+            return
+        if self.closed:
+            self._sink.finished()
+
+    def _forget(self, batch: list[Any], offered: int, taken: int) -> None:
+        """Remove ``taken`` bytes from the front."""
+        frames = self._frames
+        self.size -= taken
+        if taken == offered:
+            if batch is frames:
+                frames.clear()
+            else:
+                del frames[: len(batch)]
+        elif taken:
+            whole = 0
+            while taken >= len(frames[whole]):
+                taken -= len(frames[whole])
+                whole += 1
+            del frames[:whole]
+            if taken:
+                frames[0] = memoryview(frames[0])[taken:]
+        if self._below is not None and self.size <= self.park_at:
+            self._below.set()
+
+    def resume(self) -> None:
+        """The socket can take more: called by the sink after ``watch_writable``."""
+        self._blocked = False
+        before = self.size
+        self.flush()
+        self.progress += before - self.size
+
+    def wait_below(self, timeout: float) -> bool:
+        """Park this greenlet until no more than ``park_at`` bytes wait. Switches greenlets.
+
+        :param timeout: seconds; 0 only asks.
+        :returns: whether there is room; True at once where there is no need to wait, and when closed.
+        """
+        if self.size > self.park_at and not self._blocked:
+            self.flush()
+        if self.size <= self.park_at or self.closed:
+            return True
+        if timeout <= 0 or gevent.getcurrent() is gevent.get_hub():
+            return False
+        if self._below is None or self._below.is_set():
+            self._below = Event()
+        return bool(self._below.wait(timeout))
+
+    def discard(self) -> None:
+        """Drop all that is not under way (counted), keeping only the rest of a half-sent frame."""
+        frames = self._frames
+        kept = frames[:1] if frames and type(frames[0]) is memoryview else []
+        self._flusher.counters["dropped_undelivered"] += len(frames) - len(kept)
+        self._frames = kept
+        self.size = sum(map(len, kept))
+
+    def close(self) -> None:
+        """Refuse everything from now on, drop (and count) what was never sent, and wake whoever waits."""
+        self.closed = True
+        self.limit = -1
+        if self._frames:
+            self._flusher.counters["dropped_undelivered"] += len(self._frames)
+            self._frames = []
+        self.size = 0
+        if self._below is not None:
+            self._below.set()
+
+
+def _first_bytes(frames: list[Any], at_least: int) -> list[Any]:
+    """Return the first frames that together have ``at_least`` bytes, or all."""
+    total = 0
+    for count, frame in enumerate(frames, 1):
+        total += len(frame)
+        if total >= at_least:
+            return frames[:count]
+    return frames[:]
