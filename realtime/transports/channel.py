@@ -1,0 +1,350 @@
+"""One WebSocket over one socket: reads in bulk, feeds the protocol, keeps the close handshake and its deadlines.
+
+No greenlet belongs to a channel. The event loop calls it when the socket can be read, so an idle connection
+costs a watcher and a few small objects.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket as stdlib_socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+import gevent.ssl
+from gevent.monkey import get_original
+
+from realtime.codes import CloseCode
+from realtime.config import Heartbeat, KiB, Limits
+from realtime.outbox import Outbox
+from realtime.protocols.websocket import (
+    BinaryReceived,
+    CloseReceived,
+    Failed,
+    State,
+    TextReceived,
+    WebSocketProtocol,
+)
+from realtime.transports.heartbeat import Heartbeats
+
+__all__ = ["Channel", "ChannelOwner"]
+
+log = logging.getLogger("realtime.websocket")
+
+_PlainSocket: type[stdlib_socket.socket] = get_original("socket", "socket")
+_READ, _WRITE = 1, 2  # libev's names for the two kinds of readiness
+RECEIVE = 64 * KiB
+LINGER = 1.0  # seconds after the close handshake for the peer to end the TCP connection
+
+
+class ChannelOwner(Protocol):
+    """Who a channel's messages are for."""
+
+    def room(self) -> int:
+        """How many messages can be taken now; at least 1 while reading is not paused."""
+
+    def message_received(self, data: bytes, is_text: bool) -> None:
+        """A whole message: text is valid UTF-8, still as bytes. Must not wait."""
+
+    def channel_closed(self, code: int, reason: str) -> None:
+        """The connection is over for the application; called once. Must not wait."""
+
+
+class Channel:
+    """A WebSocket after its handshake. It is the outbox's sink.
+
+    :param sock: non-blocking; the channel owns it.
+    :param protocol: what was agreed on in the handshake.
+    :param heartbeats: where to be called in time; None for ``heartbeat`` means no pings.
+    """
+
+    __slots__ = (
+        "_alive",
+        "_close_by",
+        "_ended",
+        "_heartbeat",
+        "_heartbeats",
+        "_limits",
+        "_on_end",
+        "_over",
+        "_owner",
+        "_paused",
+        "_pinged",
+        "_progress",
+        "_reader",
+        "_sock",
+        "_writer",
+        "outbox",
+        "protocol",
+    )
+
+    outbox: Outbox
+    _owner: ChannelOwner
+
+    def __init__(
+        self,
+        sock: Any,
+        protocol: WebSocketProtocol,
+        *,
+        limits: Limits,
+        heartbeat: Heartbeat | None,
+        heartbeats: Heartbeats,
+    ) -> None:
+        # gevent's socket waits by itself; here the loop tells when to read, so the plain one is enough
+        self._sock: Any = sock if isinstance(sock, gevent.ssl.SSLSocket) else _take_over(sock)
+        self._sock.setblocking(False)
+        self.protocol = protocol
+        self._limits = limits
+        self._heartbeat = heartbeat
+        self._heartbeats = heartbeats
+        self._on_end: tuple[Callable[[], None], ...] = ()
+        self._reader = gevent.get_hub().loop.io(self._sock.fileno(), _READ)
+        self._writer: Any = None
+        self._paused = False
+        self._over = False  # the owner was told
+        self._ended = False  # the socket is closed
+        self._alive = time.monotonic()
+        self._progress = 0
+        self._pinged: float | None = None
+        self._close_by: float | None = None
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once the socket has been closed."""
+        self._on_end += (callback,)
+
+    def attach(self, owner: ChannelOwner, outbox: Outbox, response: bytes) -> None:
+        """Know who the messages are for, and answer the handshake."""
+        self._owner = owner
+        self.outbox = outbox
+        outbox.put_first(response)
+
+    def begin(self, leftover: bytes) -> None:
+        """Begin to read; ``leftover`` came with the request. Called once the owner is ready."""
+        self._reader.start(self._readable)
+        if self._heartbeat is not None:
+            self._heartbeats.add(self._alive + self._heartbeat.interval, self)
+        if leftover:
+            self._process(leftover)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can still be sent."""
+        return not self._over and self.protocol.state is State.OPEN
+
+    # Reading ---------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        """The loop's callback: one read, and everything in it handled."""
+        try:
+            data = self._sock.recv(RECEIVE)
+            if data and type(self._sock) is not _PlainSocket:
+                data += self._decrypted_rest()
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            self._lost(str(error))
+            return
+        if not data:
+            self.protocol.receive_eof()
+            self._lost("connection lost")
+            return
+        self._alive = time.monotonic()
+        self._process(data)
+
+    def _decrypted_rest(self) -> bytes:
+        """Return what TLS has decrypted already: the loop cannot see that it waits."""
+        pending = self._sock.pending()
+        return self._sock.recv(pending) if pending else b""
+
+    def _process(self, data: bytes) -> None:
+        protocol, owner = self.protocol, self._owner
+        try:
+            while True:
+                for event in protocol.receive_data(data, owner.room()):
+                    if isinstance(event, (TextReceived, BinaryReceived)):
+                        if self._close_by is None:
+                            owner.message_received(event.data, type(event) is TextReceived)
+                    elif isinstance(event, CloseReceived):
+                        self._peer_closed(event)
+                    elif isinstance(event, Failed):
+                        self._failed(event)
+                if protocol.replies:
+                    self.outbox.put_first(b"".join(protocol.data_to_send()))
+                if not protocol.has_pending or self._paused:
+                    return
+                data = b""
+        except Exception:
+            log.exception("a connection failed")
+            self._end(CloseCode.INTERNAL_ERROR, "internal error")
+
+    def pause_reading(self) -> None:
+        """Leave what comes in the socket: TCP pushes back."""
+        if not self._paused and not self._ended:
+            self._paused = True
+            self._reader.stop()
+
+    def resume_reading(self) -> None:
+        """Read again, what had been read but not parsed first."""
+        if self._paused and not self._ended:
+            self._paused = False
+            self._alive = time.monotonic()
+            if self.protocol.has_pending:
+                self._process(b"")
+            if not self._paused and not self._ended:
+                self._reader.start(self._readable)
+
+    # Writing: the outbox's sink ------------------------------------------------------------------------
+
+    def write(self, frames: list[bytes]) -> int:
+        """Send what the socket takes."""
+        try:
+            sent: int = self._sock.send(frames[0] if len(frames) == 1 else b"".join(frames))
+            return sent
+        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+
+    def watch_writable(self) -> None:
+        """Resume the outbox once the socket can take more."""
+        if self._ended:
+            return
+        if self._writer is None:
+            self._writer = gevent.get_hub().loop.io(self._sock.fileno(), _WRITE)
+        self._writer.start(self._writable)
+
+    def _writable(self) -> None:
+        self._writer.stop()
+        self.outbox.resume()
+
+    def broken(self, error: OSError) -> None:
+        """A write failed."""
+        self._lost(str(error))
+
+    def overflowed(self) -> None:
+        """The slow consumer is cut off: what waits is dropped so that the close frame comes soon."""
+        self.outbox.discard()
+        self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
+
+    def finished(self) -> None:
+        """Our close frame is out. If the peer's came, say that we will send no more."""
+        if self.protocol.state is State.CLOSED and not self._ended:
+            self._close_by = time.monotonic() + LINGER
+            self._heartbeats.add(self._close_by, self)
+            try:
+                self._sock.shutdown(stdlib_socket.SHUT_WR)
+            except OSError:
+                self._end(CloseCode.ABNORMAL, "connection lost")
+
+    # Ending ----------------------------------------------------------------------------------------
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin the close handshake after what waits in the outbox. The owner is told at once; never waits."""
+        if self._over or self.protocol.state is not State.OPEN:
+            return
+        self._finish_with(self.protocol.close(code, reason))
+        self._tell_owner(code, reason)
+
+    def _peer_closed(self, event: CloseReceived) -> None:
+        """The peer's close frame: answered, if we had not sent ours."""
+        if self.protocol.replies:
+            self._finish_with(b"".join(self.protocol.data_to_send()))
+        elif not self.outbox.size:
+            self.finished()
+        self._tell_owner(event.code, event.reason or "closed by the client")
+
+    def _failed(self, event: Failed) -> None:
+        """The peer broke the protocol: the close frame that says so overtakes what waits."""
+        self.outbox.discard()
+        self._finish_with(b"".join(self.protocol.data_to_send()))
+        self._tell_owner(event.error.code, str(event.error))
+
+    def _finish_with(self, frames: bytes) -> None:
+        """Send the last frames, and give the peer until the deadline to end the connection."""
+        self._close_by = time.monotonic() + self._limits.close_handshake
+        self._heartbeats.add(self._close_by, self)
+        self.outbox.put_last(frames)
+        self.outbox.flush()
+        if self._paused:
+            self.resume_reading()
+
+    def _tell_owner(self, code: int, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            self._owner.channel_closed(int(code), reason)
+
+    def _lost(self, reason: str) -> None:
+        """The TCP connection is gone, or not worth waiting for."""
+        code = self.protocol.close_code
+        self._end(CloseCode.ABNORMAL if code is None else code, reason)
+
+    def _end(self, code: int, reason: str) -> None:
+        """Close the socket and release everything. Whatever was not sent is counted by the outbox."""
+        if self._ended:
+            return
+        self._ended = True
+        for watcher in (self._reader, self._writer):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self.outbox.close()
+        self._sock.close()
+        self._tell_owner(code, reason)
+        for callback in self._on_end:
+            callback()
+
+    def abort(self, code: int = CloseCode.ABNORMAL, reason: str = "aborted") -> None:
+        """Close the socket now, without a handshake."""
+        self._end(code, reason)
+
+    # Deadlines --------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> float | None:
+        """Called by Heartbeats: ping, or give up. Returns when to be called again."""
+        if self._ended:
+            return None
+        if self._close_by is not None:
+            if now < self._close_by:
+                return self._close_by
+            self._lost("the close handshake was not answered in time")
+            return None
+        if self._heartbeat is None:
+            return None
+        return self._check_life(now, self._heartbeat)
+
+    def _check_life(self, now: float, heartbeat: Heartbeat) -> float | None:
+        if self.outbox.progress != self._progress:
+            # a slow reader that takes bytes is alive, even though our ping waits behind them
+            self._progress = self.outbox.progress
+            self._alive = now
+        if self._paused:
+            # We do not read, so its pong cannot be seen; the system tells if the connection broke.
+            if self._sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR):
+                self._lost("connection lost")
+                return None
+            self._alive = now
+        if self._pinged is not None and self._alive < self._pinged:
+            if now < self._pinged + heartbeat.timeout:
+                return self._pinged + heartbeat.timeout
+            self._give_up(heartbeat)
+            return None
+        if now < self._alive + heartbeat.interval:
+            return self._alive + heartbeat.interval
+        self._pinged = now
+        self.outbox.put_first(self.protocol.ping())
+        return now + heartbeat.timeout
+
+    def _give_up(self, heartbeat: Heartbeat) -> None:
+        """No sign of life: leave word, in case the peer wakes up, and close."""
+        reason = f"no pong within {heartbeat.timeout:g} s"
+        self.outbox.discard()
+        self.outbox.put_last(self.protocol.close(CloseCode.HEARTBEAT_TIMEOUT, reason))
+        self.outbox.flush()
+        self._end(CloseCode.HEARTBEAT_TIMEOUT, reason)
+
+
+def _take_over(sock: Any) -> stdlib_socket.socket:
+    """Turn gevent's socket into a plain one with the same descriptor."""
+    family, kind, protocol = sock.family, sock.type, sock.proto
+    return _PlainSocket(family, kind, protocol, fileno=sock.detach())
