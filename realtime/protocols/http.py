@@ -1,9 +1,9 @@
 """HTTP/1.1 message heads, strictly: bytes in, a :class:`Request` or a documented error out.
 
-Only what stands before a WebSocket is here: the request line, the header fields, and the short answers a server
-gives when it refuses. Bodies belong to whoever carries the connection. Strict, because a lenient reader behind
-or in front of another server is how requests are smuggled (RFC 9112 section 11.2): a byte sequence either has
-exactly one meaning by RFC 9110 and 9112, or it is refused with the status those documents name.
+Only what stands before a WebSocket is here: the request line, the header fields, and the short answers a
+server gives when it refuses. Bodies belong to whoever carries the connection. Strict, because a lenient
+reader behind or in front of another server is how requests are smuggled (RFC 9112 section 11.2): a byte
+sequence either has exactly one meaning by RFC 9110 and 9112, or it is refused with the status those documents name.
 
 No clock, no sockets, no gevent; nothing here switches greenlets.
 """
@@ -41,15 +41,16 @@ _HEAD_END = b"\r\n\r\n"
 _CHUNKED = "chunked"
 _LONGEST_CONTENT_LENGTH = 18  # digits: below 2**63 whatever they are, and far more than anything sends
 
-# RFC 9112 section 2.2: CR and LF only as a pair. Other controls are allowed nowhere in a head; seeing one early
-# answers a TLS hello on a plain port at once instead of at the deadline.
+# RFC 9112 section 2.2: CR and LF only as a pair. Other controls are allowed nowhere in a head; seeing one
+# early answers a TLS hello on a plain port at once instead of at the deadline.
 _FORBIDDEN_IN_HEAD = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _VERSION = re.compile(r"HTTP/[0-9]\.[0-9]")  # RFC 9112 section 2.3
 _TARGET = re.compile(r"[!\"$-~]+")  # visible ASCII without "#": a fragment never goes over the wire
 _ABSOLUTE = re.compile(r"https?://([^/?]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)  # RFC 9112 section 3.2.2
 _AUTHORITY = re.compile(  # RFC 3986 section 3.2: an IP literal or a registered name, and a port
-    r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::(?P<port>[0-9]{0,5}))?"
+    r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)"
+    r"(?::(?P<port>[0-9]{0,5}))?"
 )
 _FIELD_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 section 5.5, obs-text included
 _STATUS_LINE = re.compile(r"(HTTP/1\.[01]) ([1-9][0-9]{2}) ([\t -~\x80-\xff]*)")  # RFC 9112 section 4
@@ -58,9 +59,9 @@ _STATUS_LINE = re.compile(r"(HTTP/1\.[01]) ([1-9][0-9]{2}) ([\t -~\x80-\xff]*)")
 class Headers(Mapping[str, str]):
     """Header fields in the order they were sent; names compare without regard to case.
 
-    ``headers["accept"]`` joins repeated fields with ``", "`` (RFC 9110 section 5.2); :meth:`get_all` keeps them
-    apart. Iterating gives each name once, in lower case. Immutable. Look-up is a linear search: heads are short,
-    and no index has to be kept for every idle connection.
+    ``headers["accept"]`` joins repeated fields with ``", "`` (RFC 9110 section 5.2); :meth:`get_all` keeps
+    them apart. Iterating gives each name once, in lower case. Immutable. Look-up is a linear search: heads
+    are short, and no index has to be kept for every idle connection.
     """
 
     __slots__ = ("_fields",)
@@ -176,9 +177,9 @@ class Response:
 class HeadReader:
     """Collects the bytes of one message head as they arrive; the next head needs a new reader.
 
-    Holds at most ``limit`` bytes plus the last piece fed: a longer head is refused as soon as that is certain,
-    however much of it would follow. Each byte is looked at once, so a head that trickles in costs no more than
-    one that comes whole.
+    Holds at most ``limit`` bytes plus the last piece fed: a longer head is refused as soon as that is
+    certain, however much of it would follow. Each byte is looked at once, so a head that trickles in costs no
+    more than one that comes whole.
 
     :param limit: bytes of start line and header fields together, the blank line included.
     """

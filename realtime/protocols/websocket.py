@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from codecs import utf_8_decode
 from enum import Enum
-from typing import TypeAlias
-
-import msgspec
 
 from realtime.codes import CloseCode
 from realtime.config import Limits
-from realtime.errors import ConnectionClosed, FrameError, PayloadNotUtf8, PayloadTooBig, ProtocolError
+from realtime.errors import ConnectionClosed, FrameError, ProtocolError
+from realtime.protocols.assembly import Assembly
 from realtime.protocols.deflate import PerMessageDeflate
 from realtime.protocols.frames import (
     FIN,
@@ -35,6 +32,15 @@ from realtime.protocols.frames import (
     render_close,
     require_utf8,
     text_frame,
+)
+from realtime.protocols.websocket_events import (
+    BinaryReceived,
+    CloseReceived,
+    Event,
+    Failed,
+    PingReceived,
+    PongReceived,
+    TextReceived,
 )
 
 __all__ = [
@@ -73,45 +79,6 @@ _TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-class TextReceived(msgspec.Struct, frozen=True, gc=False):
-    """A whole text message: valid UTF-8, still as bytes."""
-
-    data: bytes
-
-
-class BinaryReceived(msgspec.Struct, frozen=True, gc=False):
-    """A whole binary message."""
-
-    data: bytes
-
-
-class PingReceived(msgspec.Struct, frozen=True, gc=False):
-    """A ping; its pong is already among the replies."""
-
-    data: bytes
-
-
-class PongReceived(msgspec.Struct, frozen=True, gc=False):
-    """A pong, asked for or not."""
-
-    data: bytes
-
-
-class CloseReceived(msgspec.Struct, frozen=True, gc=False):
-    """The peer's close frame; code 1005 if it had none. Our answer, if one is due, is among the replies."""
-
-    code: int
-    reason: str
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The peer broke the protocol; a close frame with ``error.code`` is among the replies."""
-
-    error: ProtocolError
-
-
-Event: TypeAlias = TextReceived | BinaryReceived | PingReceived | PongReceived | CloseReceived | Failed
-
 _OPCODES = frozenset(Opcode)
 _FIRST_CONTROL = 8
 _CONTINUATION, _TEXT, _BINARY = int(Opcode.CONTINUATION), int(Opcode.TEXT), int(Opcode.BINARY)
@@ -120,81 +87,9 @@ _FIN_BINARY = FIN | _BINARY
 _FIN_DATA = frozenset({FIN | _TEXT, _FIN_BINARY})
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
 _BETWEEN_FRAMES = -1
-_BYTES_PER_FRAGMENT = 64  # each so many bytes of a message allow one more fragment
 _MAX_REPLIES = 1024  # pongs that wait at once; RFC 6455 section 5.5.3 allows to answer only the latest ping
 _OTHER_LENGTH = sys.maxsize  # of a frame that is not the common case
 _from_bytes = int.from_bytes
-
-
-class _Message:
-    """A message of which not all has arrived: checked and inflated piece by piece, bounded by ``limit``."""
-
-    __slots__ = ("_cut", "_data", "_deflate", "_limit", "_text", "fragments", "received")
-
-    def __init__(self, text: bool, limit: int, deflate: PerMessageDeflate | None) -> None:
-        self._text = text
-        self._limit = limit
-        self._deflate = deflate
-        self._data: bytes | bytearray = b""
-        self._cut = b""  # the first bytes of a character whose others have not arrived
-        self.fragments = 0  # frames begun
-        self.received = 0  # payload bytes of these, as promised by their headers
-
-    def check_frame(self, length: int, fragments: int) -> None:
-        """Raise PayloadTooBig if a further frame, known by its header alone, breaks a bound."""
-        bound = self._limit
-        if self._deflate is not None:
-            # What does not compress grows a little; the real bound is kept while inflating.
-            bound += bound // 16 + 64
-        if self.received + length > bound:
-            raise PayloadTooBig(f"a message of more than {self._limit} bytes")
-        if self.fragments >= fragments + self.received // _BYTES_PER_FRAGMENT:
-            raise PayloadTooBig(f"a message in more than {self.fragments} small fragments")
-
-    def append(self, payload: bytes) -> None:
-        """Take unmasked payload. Raises PayloadTooBig, PayloadNotUtf8 or FrameError at the first bad byte."""
-        if self._deflate is None:
-            self._keep(payload)
-        else:
-            self._keep_inflated(self._deflate.inflate(payload, self._limit - len(self._data)))
-
-    def finish(self) -> TextReceived | BinaryReceived:
-        """Return the event for the whole message. Raises as :meth:`append` does."""
-        if self._deflate is not None:
-            self._keep_inflated(self._deflate.finish(self._limit - len(self._data)))
-        if self._cut:
-            raise PayloadNotUtf8("a text message that ends within a character")
-        data = bytes(self._data)
-        return TextReceived(data) if self._text else BinaryReceived(data)
-
-    def _keep_inflated(self, payload: bytes) -> None:
-        room = self._limit - len(self._data)
-        if len(payload) <= room:
-            self._keep(payload)
-        else:
-            self._keep(payload[:room])  # first, so that the first fault in the stream is the one reported
-            raise PayloadTooBig(f"a compressed message that inflates to more than {self._limit} bytes")
-
-    def _keep(self, payload: bytes) -> None:
-        if self._text and (self._cut or not payload.isascii()):
-            self._check_utf8(payload)
-        if not self._data:
-            self._data = payload  # mostly the only piece: no copy
-        else:
-            if isinstance(self._data, bytes):
-                self._data = bytearray(self._data)
-            self._data += payload
-
-    def _check_utf8(self, payload: bytes) -> None:
-        data = self._cut + payload if self._cut else payload
-        try:
-            consumed = utf_8_decode(data, "strict", False)[1]
-        except UnicodeDecodeError:
-            raise PayloadNotUtf8("a text message that is not UTF-8") from None
-        self._cut = data[consumed:]
-        if b"\xed\xa0" <= self._cut < b"\xee":
-            # Python's decoder waits for the third byte of a surrogate, which cannot make it valid.
-            raise PayloadNotUtf8("a text message with a surrogate")
 
 
 class WebSocketProtocol:
@@ -262,7 +157,7 @@ class WebSocketProtocol:
         self._buffer = b""  # received, but not parsed from _position on
         self._position = 0
         self._between = True  # neither a frame nor a message has begun
-        self._message: _Message | None = None
+        self._message: Assembly | None = None
         self._remaining = _BETWEEN_FRAMES  # payload bytes of the current frame that are to come
         self._opcode = _CONTINUATION
         self._fin = True
@@ -423,7 +318,7 @@ class WebSocketProtocol:
         if opcode < _FIRST_CONTROL:
             if message is None:
                 deflate = self._deflate if first & RSV1 else None
-                message = _Message(opcode == _TEXT, self._message_size, deflate)
+                message = Assembly(opcode == _TEXT, self._message_size, deflate)
             message.check_frame(length, self._fragments)
         if self._mask_bit:
             start += 4
@@ -447,7 +342,7 @@ class WebSocketProtocol:
         """Raise FrameError if a frame cannot begin with these two bytes (RFC 6455 sections 5.1 to 5.5)."""
         if opcode not in _OPCODES:
             raise FrameError(f"reserved opcode {opcode}")
-        starts_message = opcode == _TEXT or opcode == _BINARY
+        starts_message = opcode in (_TEXT, _BINARY)
         allowed = RSV1 if starts_message and self._deflate is not None else 0
         if first & (RSV1 | RSV2 | RSV3) & ~allowed:
             raise FrameError("a reserved bit is set that no extension gave a meaning")
