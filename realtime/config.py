@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 from realtime.errors import ConfigurationError
 
-__all__ = ["Heartbeat", "KiB", "Limits", "MiB"]
+__all__ = ["Heartbeat", "KiB", "Limits", "MeshOptions", "MiB"]
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -75,6 +75,9 @@ class Limits:
     """Messages that may wait while a handler is parked in ``call`` or ``wait_for``, when reading must go on
     so that the answer can arrive. Past it further ones are answered ``inbox_full``."""
 
+    inbox_bytes: int = 4 * MiB
+    """Bytes in which the messages that wait came, whatever their number. One message is always taken."""
+
     concurrent: int = 64
     """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox."""
 
@@ -111,3 +114,63 @@ class Heartbeat:
 
     def __post_init__(self) -> None:
         _require_positive(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshOptions:
+    """How the links between nodes behave. Sizes are bytes, durations seconds.
+
+    All nodes of a cluster should have the same ``message_size``; the rest may differ.
+    """
+
+    ping: float = 1.0
+    """Between two pings on a link (memberlist's ``ProbeInterval``). Less notices a dead node sooner and costs
+    a few bytes on every link each time."""
+
+    suspect: float = 5.0
+    """Silence after which a node is shown as ``"suspect"``, and a new link from it takes the old one's place."""
+
+    down: float = 10.0
+    """Silence after which a link is dropped and its node reported as left. Less than a few pings takes a busy
+    node for a dead one; more keeps sending to a dead one for longer."""
+
+    backoff: float = 1.0
+    """Before the second attempt to reach a peer; doubled for each further one. A random half is taken off, so
+    that nodes that lost each other at one moment do not come back at one moment."""
+
+    backoff_max: float = 30.0
+    """The longest pause between two attempts (gRPC waits up to 120, nats-server 1 s without growing)."""
+
+    authentication: float = 2.0
+    """From the TCP connection until both sides have proved the secret; also how long connecting may take
+    (nats-server's ``auth_timeout``)."""
+
+    farewell: float = 1.0
+    """How long a link that ends stays to have its last words read."""
+
+    outbox: int = 16 * MiB
+    """Bytes that wait for one node beside what its socket has taken. Past it the link is dropped, as a node
+    that cannot keep up would otherwise hold up the memory of all others."""
+
+    message_size: int = 4 * MiB
+    """Largest encoded message a node sends or takes: four times what a client may send. A longer one is refused
+    from its announcement on."""
+
+    handshakes: int = 64
+    """Accepted connections that have not proved the secret yet; the next ones are closed at once."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if not self.ping < self.suspect <= self.down:
+            raise ConfigurationError(
+                f"MeshOptions(ping={self.ping!r}, suspect={self.suspect!r}, down={self.down!r}): "
+                "ping must be less than suspect, and suspect at most down"
+            )
+        if self.backoff > self.backoff_max:
+            raise ConfigurationError(
+                f"MeshOptions(backoff={self.backoff!r}): must be at most backoff_max, {self.backoff_max!r}"
+            )
+        if self.message_size > self.outbox // 2:
+            raise ConfigurationError(
+                f"MeshOptions(message_size={self.message_size!r}): must be at most half of outbox, {self.outbox!r}"
+            )

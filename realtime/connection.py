@@ -12,34 +12,16 @@ from uuid import uuid4
 from gevent.event import AsyncResult
 
 from realtime.config import Heartbeat
-from realtime.events import ANY, EventTemplate
 from realtime.message import JSON, Message, Wire
 
 if TYPE_CHECKING:
+    from realtime.conversation import Waiter
     from realtime.outbox import Outbox
 
-__all__ = ["Connection", "Context", "Waiter"]
+__all__ = ["Connection", "Context"]
 
 PLAIN_JSON = Wire(JSON, lambda payload: payload)
-_NOTHING_WAITS: deque[Message] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
-
-
-class Waiter:
-    """A handler that is parked until its client sends a certain event."""
-
-    __slots__ = ("_template", "result")
-
-    def __init__(self, event: str) -> None:
-        self._template = None if event == ANY else EventTemplate(event)
-        self.result: AsyncResult[Message] = AsyncResult()
-
-    def takes(self, message: Message) -> bool:
-        """Tell whether this is the event waited for, and if so fill in its params."""
-        params = {} if self._template is None else self._template.match(message.type)
-        if params is None:
-            return False
-        message.params = params
-        return True
+_NOTHING_WAITS: deque[tuple[Message, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
 
 
 class Context:
@@ -110,6 +92,7 @@ class Connection(ABC):
         "id",
         "identity",
         "inbox",
+        "inbox_bytes",
         "last_rooms",
         "metadata",
         "outbox",
@@ -142,7 +125,8 @@ class Connection(ABC):
         self.connected_at = time.time()
         self.context = Context(self)
         # what follows belongs to the hub
-        self.inbox: deque[Message] = _NOTHING_WAITS
+        self.inbox: deque[tuple[Message, int]] = _NOTHING_WAITS  # with the bytes each came in
+        self.inbox_bytes = 0
         self.busy = False  # a worker has this connection's inbox, or will
         self.paused = False  # reading stopped because the inbox is full
         self.closed = False
@@ -159,11 +143,20 @@ class Connection(ABC):
             return list(self.last_rooms)
         return list(self._rooms_for(self.id)) if self._rooms_for is not None else []
 
-    def enqueue(self, message: Message) -> None:
-        """Append to the inbox."""
+    def enqueue(self, message: Message, size: int) -> None:
+        """Append to the inbox a message that came in ``size`` bytes."""
         if self.inbox is _NOTHING_WAITS:
             self.inbox = deque()
-        self.inbox.append(message)
+        self.inbox.append((message, size))
+        self.inbox_bytes += size
+
+    def dequeue(self, index: int = 0) -> Message:
+        """Take a message out of the inbox, the first if not told otherwise."""
+        message, size = self.inbox.popleft() if index == 0 else self.inbox[index]
+        if index:
+            del self.inbox[index]
+        self.inbox_bytes -= size
+        return message
 
     @property
     def is_awaited(self) -> bool:

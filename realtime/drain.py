@@ -45,7 +45,7 @@ def drain(hub: Hub, transports: Sequence[TransportLike], timeout: float) -> None
     deadline = time.monotonic() + timeout
     for transport in transports:
         _try(transport.on_drain)
-    hub.workers.wait_quiet(timeout / 2 if _anyone_works(hub) else 0)
+    _let_handlers_finish(hub, deadline - timeout / 2)
     _tell_clients(hub, deadline)
     _wait_until(lambda: not hub.connections and not any(t.closing() for t in transports), deadline)
     hub.workers.wait_quiet(max(0.0, deadline - time.monotonic()))
@@ -55,10 +55,19 @@ def drain(hub: Hub, transports: Sequence[TransportLike], timeout: float) -> None
         hub.disconnect(connection, "server stopped", code=CloseCode.GOING_AWAY)
 
 
-def _anyone_works(hub: Hub) -> bool:
-    """Tell whether a worker does anything but wait for its own client."""
-    waiting = sum(1 for connection in hub.connections.values() if connection.is_awaited)
-    return hub.workers.busy > waiting
+def _let_handlers_finish(hub: Hub, deadline: float) -> None:
+    """Read nothing more, and wait until every handler has ended or waits for its client."""
+    hub.draining = True
+    for connection in hub.connections.values():
+        if not connection.paused and not connection.is_awaited:
+            connection.paused = True
+            connection.pause_reading()
+
+    def only_waiting() -> bool:
+        waiting = sum(len(c.waiters or ()) + len(c.calls or ()) for c in hub.connections.values())
+        return hub.workers.busy_others() <= waiting
+
+    _wait_until(only_waiting, deadline)
 
 
 def _tell_clients(hub: Hub, deadline: float) -> None:

@@ -14,18 +14,16 @@ from functools import partial
 from typing import Any, Protocol
 
 import gevent
-from gevent.event import AsyncResult
 
+from realtime import conversation
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits
-from realtime.connection import Connection, Waiter
+from realtime.connection import Connection
 from realtime.errors import (
     BadMessage,
-    CallFailed,
     ConnectionClosed,
     MessageTooBig,
     NotRunning,
-    TimedOut,
     UnknownClient,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, is_reserved
@@ -61,6 +59,8 @@ class Hub:
         self.limits = limits
         self.counters: Counter[str] = Counter()
         self.connections: dict[str, Connection] = {}
+        self.draining = False
+        """Read nothing more from clients, but for what handlers wait for."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms.rooms_for, self.rooms.members)
         self._user = user
@@ -72,6 +72,7 @@ class Hub:
     def start(self) -> None:
         """Bind to the event loop of the current thread."""
         hub = gevent.get_hub()
+        self.draining = False
         self._workers = Workers(hub)
         self._flusher = Flusher(hub, self.counters)
 
@@ -116,7 +117,9 @@ class Hub:
         self.counters["received"] += 1
         try:
             codec = connection.wire.codec
-            message = codec.decode(data if isinstance(data, bytes) else codec.encode(data))
+            if not isinstance(data, bytes):
+                data = codec.encode(data)
+            message = codec.decode(data)
         except BadMessage as error:
             self.refuse(connection, error.message, error.ack)
             return
@@ -130,7 +133,7 @@ class Hub:
                     waiters.remove(waiter)
                     waiter.result.set(message)
                     return
-        self._enqueue(connection, message)
+        self._enqueue(connection, message, len(data))
 
     def refuse(self, connection: Connection, text: str, ack: str | int | None = None) -> None:
         """Answer something that is no message with ``bad_message``; the connection lives on."""
@@ -145,7 +148,7 @@ class Hub:
 
     def receive_event(self, connection: Connection, message: Message) -> None:
         """Put an event of the server's own, such as ``client:connected``, in line with a client's messages."""
-        connection.enqueue(message)
+        connection.enqueue(message, 0)
         self._schedule(connection)
 
     def disconnect(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:
@@ -161,12 +164,7 @@ class Hub:
         known = self.connections.pop(connection.id, None) is not None
         connection.last_rooms = self.rooms.leave_all(connection.id)
         self.presence.remove(connection.id)
-        closed = ConnectionClosed(code, reason)
-        for waiter in connection.waiters or ():
-            waiter.result.set_exception(closed)
-        for answer in (connection.calls or {}).values():
-            answer.set_exception(closed)
-        connection.waiters = connection.calls = None
+        conversation.give_up(connection, ConnectionClosed(code, reason))
         if not known:
             return
         self.counters["disconnected"] += 1
@@ -176,20 +174,29 @@ class Hub:
 
     # In order, one at a time -----------------------------------------------------------------------
 
-    def _enqueue(self, connection: Connection, message: Message) -> None:
+    def _enqueue(self, connection: Connection, message: Message, size: int) -> None:
+        """Put a message in line; stop reading when enough wait, refuse it when far too much does."""
+        limits = self.limits
         waiting = len(connection.inbox)
-        if waiting >= self.limits.inbox:
-            if waiting >= self.limits.inbox_while_waiting:
-                self.counters["refused_inbox_full"] += 1
-                text = f"{waiting} messages wait already"
-                self.send_error(connection, text, ErrorCode.INBOX_FULL, ack=message.ack)
-                return
-            if not connection.paused and not connection.is_awaited:
-                connection.paused = True
-                connection.pause_reading()
-        connection.enqueue(message)
+        if waiting >= limits.inbox_while_waiting or connection.inbox_bytes >= limits.inbox_bytes:
+            self.counters["refused_inbox_full"] += 1
+            text = f"{waiting} messages wait already"
+            self.send_error(connection, text, ErrorCode.INBOX_FULL, ack=message.ack)
+            return
+        connection.enqueue(message, size)
+        if not connection.paused and not self._has_room(connection):
+            connection.paused = True
+            connection.pause_reading()
         if not connection.busy:
             self._schedule(connection)
+
+    def _has_room(self, connection: Connection) -> bool:
+        """Tell whether to go on reading from a client: also past the limit while a handler waits for it."""
+        if connection.waiters or connection.calls:
+            return True
+        if self.draining:
+            return False
+        return len(connection.inbox) < self.limits.inbox and connection.inbox_bytes < self.limits.inbox_bytes
 
     def _schedule(self, connection: Connection) -> None:
         if not connection.busy:
@@ -203,13 +210,13 @@ class Hub:
         for _ in range(READ_AHEAD):
             if not inbox:
                 break
-            if user.is_concurrent(inbox[0]):
+            if user.is_concurrent(inbox[0][0]):
                 if connection.concurrent >= self.limits.concurrent:
                     return  # still busy: the next one that ends goes on here
                 connection.concurrent += 1
-                self.workers.submit(partial(self._serve_beside, connection, inbox.popleft()))
+                self.workers.submit(partial(self._serve_beside, connection, connection.dequeue()))
             else:
-                user.handle(connection, inbox.popleft())
+                user.handle(connection, connection.dequeue())
             if connection.paused:
                 self.resume_if_room(connection)
         if inbox:
@@ -229,7 +236,7 @@ class Hub:
 
     def resume_if_room(self, connection: Connection) -> None:
         """Read from a paused client again where its inbox has room or a handler waits for it."""
-        if connection.paused and (len(connection.inbox) < self.limits.inbox or connection.is_awaited):
+        if connection.paused and self._has_room(connection):
             connection.paused = False
             connection.resume_reading()
 
@@ -237,10 +244,8 @@ class Hub:
 
     def _receive_system(self, connection: Connection, message: Message) -> None:
         name = message.type
-        if name == "system:ack":
-            self._take_answer(connection, message.payload, failed=False)
-        elif name == "system:error":
-            self._take_answer(connection, message.payload, failed=True)
+        if name in ("system:ack", "system:error"):
+            self._take_answer(connection, message)
         elif name == "system:hello":
             self._welcome(connection, message)
         else:
@@ -248,22 +253,13 @@ class Hub:
             text = f"{name!r} is reserved: clients send names outside system:, client: and mesh:"
             self.send_error(connection, text, ErrorCode.RESERVED_TYPE, ack=message.ack)
 
-    def _take_answer(self, connection: Connection, payload: Any, *, failed: bool) -> None:
+    def _take_answer(self, connection: Connection, message: Message) -> None:
         """A client answers a ``call``: wake the handler that waits, ahead of everything in the inbox."""
-        ack = payload.get("ack") if isinstance(payload, dict) else None
-        if type(ack) is not int:
-            text = 'an answer is {"ack": id, "result": ...} with the id of the call'
-            self.send_error(connection, text, ErrorCode.BAD_MESSAGE)
-            return
-        answer = connection.calls.pop(ack, None) if connection.calls else None
-        if answer is None:
-            self.counters["late_answers"] += 1
-        elif failed:
-            code = payload.get("code")
-            text = str(payload.get("message", "the client refused"))
-            answer.set_exception(CallFailed(text, code=code if isinstance(code, str) else ErrorCode.REJECTED))
-        else:
-            answer.set(payload.get("result"))
+        try:
+            if not conversation.take_answer(connection, message):
+                self.counters["late_answers"] += 1
+        except BadMessage as error:
+            self.refuse(connection, error.message)
 
     def _welcome(self, connection: Connection, message: Message) -> None:
         limits, beat = self.limits, connection.heartbeat
@@ -336,6 +332,8 @@ class Hub:
             )
         if outbox.size > outbox.park_at:
             outbox.wait_below(self.limits.park_timeout if patience is None else patience)
+            if connection.closed:
+                raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
         self.counters["sent"] += 1
         outbox.put(frame)
 
@@ -384,63 +382,3 @@ class Hub:
             if remaining <= 0:
                 return
             outbox.wait_below(remaining)
-
-    # Waiting for a client --------------------------------------------------------------------------
-
-    def call(self, connection: Connection, message: Mapping[str, Any], timeout: float) -> Any:
-        """Send a message and wait for the client's answer: switches greenlets.
-
-        :raises TimedOut: no answer within ``timeout`` seconds.
-        :raises CallFailed: the client answered with an error.
-        :raises ConnectionClosed: the client went away.
-        """
-        connection.answers += 1
-        ack = connection.answers
-        if connection.closed:
-            raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
-        if connection.calls is None:
-            connection.calls = {}
-        answer = connection.calls[ack] = AsyncResult()
-        self.resume_if_room(connection)
-        timer = gevent.Timeout.start_new(timeout)
-        try:
-            self.deliver(connection, self.outbound(message, ack=ack))
-            return answer.get()
-        except gevent.Timeout as expired:
-            if expired is not timer:
-                raise  # the caller's own
-            raise TimedOut(f"client {connection.id} did not answer {message['type']!r} within {timeout} s") from None
-        finally:
-            timer.close()
-            if connection.calls:
-                connection.calls.pop(ack, None)
-
-    def wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:
-        """Take the client's next message of this event, one in the inbox first: switches greenlets.
-
-        :raises TimedOut: none came within ``timeout`` seconds; None waits as long as the client is there.
-        :raises ConnectionClosed: the client went away.
-        """
-        waiter = Waiter(event)
-        for index, message in enumerate(connection.inbox):
-            if not is_reserved(message.type) and waiter.takes(message):
-                del connection.inbox[index]
-                self.resume_if_room(connection)
-                return message
-        if connection.closed:
-            raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
-        if connection.waiters is None:
-            connection.waiters = []
-        connection.waiters.append(waiter)
-        self.resume_if_room(connection)
-        timer = gevent.Timeout.start_new(timeout)
-        try:
-            return waiter.result.get()  # type: ignore[return-value]
-        except gevent.Timeout as expired:
-            if expired is not timer:
-                raise  # the caller's own
-            raise TimedOut(f"client {connection.id} did not send {event!r} within {timeout} s") from None
-        finally:
-            timer.close()
-            if connection.waiters and waiter in connection.waiters:
-                connection.waiters.remove(waiter)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, overload
 import gevent
 from gevent.event import Event
 
-from realtime import drain, startup
+from realtime import conversation, drain, startup, threads
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits
 from realtime.connection import Connection, Context
@@ -130,9 +130,9 @@ class RealtimeKernel:
         if not all(callable(getattr(transport, name, None)) for name in ("attach", "on_start", "on_stop")):
             raise ConfigurationError(f"{transport!r} is not a transport: extend realtime.Transport")
         transport.attach(self._hub)
-        self._transports.append(transport)
         if self._running:
             transport.on_start()
+        self._transports.append(transport)
         return self
 
     @overload
@@ -311,8 +311,8 @@ class RealtimeKernel:
         :param timeout: seconds, ``Limits.ack_timeout`` (10) if not given.
         :raises TimedOut, CallFailed, UnknownClient, ConnectionClosed: see ``Toolkit.call``.
         """
-        connection = self._hub.find(client_id)
-        return self._hub.call(connection, message, self.limits.ack_timeout if timeout is None else timeout)
+        seconds = self.limits.ack_timeout if timeout is None else timeout
+        return conversation.call(self._hub, self._hub.find(client_id), message, seconds)
 
     @on_home_thread
     def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "") -> None:
@@ -349,6 +349,8 @@ class RealtimeKernel:
 
     def is_concurrent(self, message: Message) -> bool:
         """Tell whether a handler of this message opted out of the client's order."""
+        if not self._router.has_concurrent:
+            return False
         route = self._router.resolve(message.type)
         return route is not None and route.concurrent
 
@@ -409,8 +411,7 @@ class RealtimeKernel:
             message.params = params
             try:
                 if handler.threadpool:
-                    pool = gevent.get_hub().threadpool
-                    value = pool.apply(handler.function, (message, context, toolkit))
+                    value = threads.run_in_pool(handler.function, message, context, toolkit)
                 else:
                     value = handler.function(message, context, toolkit)
             except Exception as error:
@@ -468,7 +469,7 @@ class RealtimeKernel:
     def _wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:
         """Take a message that a handler waits for, past middleware and "*" handlers, and ack it."""
         while True:
-            message = self._hub.wait_for(connection, event, timeout)
+            message = conversation.wait_for(self._hub, connection, event, timeout)
             toolkit = Toolkit(self, connection, message)
             try:
                 self._through(0, message, connection.context, toolkit, self._run_any_handlers)

@@ -21,6 +21,8 @@ __all__ = ["Flusher", "Outbox", "Sink"]
 FLUSH_AT = 64 * KiB  # a handler that publishes without yielding is flushed whenever this much waits
 WRITE_AT_ONCE = 256 * KiB  # joining more than this for one write would copy what the socket won't take
 
+CONTROL_ROOM = 64 * KiB  # for pongs and pings beyond Limits.outbox
+
 
 class Sink(Protocol):
     """Where an outbox writes to: one connection of a transport."""
@@ -122,8 +124,14 @@ class Outbox:
         return accepted
 
     def put_first(self, frame: bytes) -> None:
-        """Append a control frame before everything that is not yet under way (RFC 6455 section 5.5)."""
-        if self.closed:
+        """Append a control frame before everything that is not yet under way (RFC 6455 section 5.5).
+
+        Allowed a little past the limit; whoever makes us owe more and reads nothing is cut off.
+        """
+        if self.size + len(frame) > self.limit + CONTROL_ROOM or self.closed:
+            if not self.closed:
+                self._flusher.counters["closed_slow_consumer"] += 1
+                self._sink.overflowed()
             return
         frames = self._frames
         frames.insert(1 if frames and type(frames[0]) is memoryview else 0, frame)

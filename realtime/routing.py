@@ -66,6 +66,8 @@ class Router:
         self._exact: dict[str, list[Handler]] = {}
         self._templates: list[Handler] = []
         self._any: list[Handler] = []
+        self.has_concurrent = False
+        """Whether any handler has opted out of its clients' order."""
         self._routes: dict[str, Route] = {}  # of exact names only, so that clients cannot fill it
 
     def on(self, event: str, function: HandlerFunction, *, concurrent: bool, threadpool: bool) -> None:
@@ -84,6 +86,7 @@ class Router:
         else:
             self._exact.setdefault(event, []).append(handler)
         self._routes.clear()
+        self.has_concurrent |= concurrent
 
     def off(self, event: str, function: HandlerFunction | None = None) -> int:
         """Remove the handlers of ``event``, or just ``function``; return how many were removed."""

@@ -7,7 +7,7 @@ handed over and its result handed back; the calling thread blocks meanwhile, the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import gevent
@@ -15,7 +15,7 @@ from gevent.monkey import get_original
 
 from realtime.errors import NotRunning
 
-__all__ = ["HomeThread", "on_home_thread"]
+__all__ = ["HomeThread", "on_home_thread", "run_in_pool"]
 
 # the real ones, even where threading was monkey-patched: a patched lock would wait in the wrong hub
 _get_ident = get_original("_thread", "get_ident")
@@ -83,6 +83,35 @@ class HomeThread:
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
+
+
+def run_in_pool(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function in a native thread of gevent's pool; only this greenlet waits. Switches greenlets.
+
+    If it returns a generator, each of its steps runs there too.
+    """
+    result = gevent.get_hub().threadpool.apply(function, args)
+    return _pooled(result) if isinstance(result, Generator) else result
+
+
+def _pooled(items: Generator[Any, Any, Any]) -> Generator[Any, None, Any]:
+    pool = gevent.get_hub().threadpool
+    end = object()
+    returned: list[Any] = []
+
+    def step() -> Any:
+        try:
+            return next(items)
+        except StopIteration as stop:
+            returned.append(stop.value)
+            return end
+
+    try:
+        while (item := pool.apply(step)) is not end:
+            yield item
+    finally:
+        pool.apply(items.close)
+    return returned[0]
 
 
 class _AtHome(Protocol):

@@ -49,6 +49,10 @@ class Workers:
         """Greenlets in the middle of a job."""
         return len(self._busy)
 
+    def busy_others(self) -> int:
+        """Jobs that are ready or running, but for the caller's own."""
+        return len(self._ready) + len(self._busy - {gevent.getcurrent()})
+
     def submit(self, job: Job) -> None:
         """Have ``job`` run in a worker, soon and after those submitted before. Never switches.
 
@@ -103,7 +107,7 @@ class Workers:
 
         The worker that calls this, if one does, is not waited for.
         """
-        return self._wait(lambda: not self._ready and not self._busy - {gevent.getcurrent()}, timeout)
+        return self._wait(lambda: not self.busy_others(), timeout)
 
     def stop(self, timeout: float = 1.0) -> None:
         """End every worker: those in the middle of a job get GreenletExit where they wait. Switches.

@@ -333,7 +333,7 @@ class Channel:
             return self._alive + heartbeat.interval
         self._pinged = now
         self.outbox.put_first(self.protocol.ping())
-        return now + heartbeat.timeout
+        return now + min(heartbeat.timeout, heartbeat.interval)
 
     def _give_up(self, heartbeat: Heartbeat) -> None:
         """No sign of life: leave word, in case the peer wakes up, and close."""
