@@ -12,7 +12,9 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 DEADLINE = 10.0  # seconds any wait may take before the test fails
 
 
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bytes | None = b"\1\2\3\4") -> bytes:
+def frame(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bytes | None = b"\1\2\3\4"
+) -> bytes:
     """Write one frame; ``mask=None`` leaves it unmasked."""
     head = bytes([fin << 7 | rsv << 4 | opcode])
     bit = 0 if mask is None else 0x80
@@ -51,7 +53,11 @@ class RawClient:
         if receive_buffer is not None:
             self.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(DEADLINE)
-        self.sock.connect(("127.0.0.1", port))
+        try:
+            self.sock.connect(("127.0.0.1", port))
+        except OSError:
+            self.sock.close()
+            raise
         self.buffer = b""
 
     def upgrade(self, path: str = "/", *, headers: dict[str, str] | None = None) -> str:

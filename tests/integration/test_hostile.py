@@ -421,3 +421,38 @@ def test_a_flood_that_is_never_read_back_does_not_grow_the_server(start: Start, 
             gevent.sleep(0.01)
     assert kernel.stats()["counters"]["closed_slow_consumer"] == 1
     sender.join(DEADLINE)
+
+
+def test_a_flood_of_pings_that_is_never_read_back_does_not_grow_the_server(start: Start, connect: Any) -> None:
+    kernel, port = start(limits=Limits(close_handshake=0.2, outbox=100_000))
+    client = connect(port, receive_buffer=4096)
+    sender = gevent.spawn(send_quietly, client, frame(9, b"x" * 125) * 100_000)
+    with gevent.Timeout(60):
+        while kernel.stats()["clients"]:
+            gevent.sleep(0.01)
+    assert kernel.stats()["counters"]["closed_slow_consumer"] == 1
+    sender.join(DEADLINE)
+
+
+def test_messages_wait_within_bounds_while_a_handler_waits_for_its_client(start: Start, connect: Any) -> None:
+    """The answer must get past everything, so reading goes on; what does not fit is refused, not kept."""
+    kernel, port = start(limits=Limits(inbox_bytes=100_000))
+
+    @kernel.on("ask")
+    def question(message: Any, context: Any, toolkit: Any) -> Any:
+        return toolkit.call(context.id, {"type": "question"}, timeout=DEADLINE)
+
+    client = connect(port)
+    client.send_json({"type": "ask", "ack": "asked"})
+    question_id = client.read_json()["ack"]
+    for number in range(30):
+        client.send_json({"type": "echo", "payload": "x" * 10_000, "ack": number})
+    client.send_json({"type": "system:ack", "payload": {"ack": question_id, "result": "yes"}})
+    answers = [client.read_json()["payload"] for _ in range(31)]
+    refused = [answer["ack"] for answer in answers if answer.get("code") == "inbox_full"]
+    echoed = [answer["ack"] for answer in answers if answer.get("result") == "x" * 10_000]
+    assert {"ack": "asked", "result": "yes"} in answers
+    assert echoed == list(range(len(echoed)))
+    assert 5 <= len(echoed) <= 12
+    assert len(refused) + len(echoed) == 30
+    assert kernel.stats()["counters"]["refused_inbox_full"] == len(refused)
