@@ -94,8 +94,7 @@ class _Connection:
 
 
 def _wants_upgrade(request: Request) -> bool:
-    """Tell whether a request asks for a WebSocket; in an HTTP/1.0 one Upgrade is ignored (RFC 9110 section
-    7.8)."""
+    """Tell whether a request asks for a WebSocket. HTTP/1.0 cannot: RFC 9110 section 7.8."""
     asked = {protocol.strip().lower() for protocol in request.headers.get("upgrade", "").split(",")}
     return "websocket" in asked and request.version != "HTTP/1.0"
 
@@ -103,7 +102,8 @@ def _wants_upgrade(request: Request) -> bool:
 class HttpServer:
     """Listens, and gives every connection a greenlet until it is a WebSocket or has ended.
 
-    :param path: where WebSockets connect, exactly; None: on every path.
+    :param path: where WebSockets connect, exactly; None for every path: then
+        ``app`` gets the requests that ask for no WebSocket.
     :param upgrade: see :data:`Upgrade`.
     :param app: the WSGI application that answers every other path; 404 without one.
     :param limits: ``before_authentication`` bounds a request head, ``handshake`` how long one may take,
@@ -382,9 +382,7 @@ class HttpServer:
             answer = render_response(error.status, headers, f"{error.message}\n", head_only=head_only)
         except ValueError:
             self._logger.exception("a refusal that is not valid HTTP: %r", error)
-            answer = render_response(
-                500, {}, "The server failed to answer this request.\n", head_only=head_only
-            )
+            answer = render_response(500, {}, "The server failed to answer this request.\n", head_only=head_only)
         connection.sock.settimeout(_LINGER)
         connection.sock.sendall(answer)
 

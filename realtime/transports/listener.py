@@ -88,9 +88,7 @@ class Listener:
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise ConfigurationError(f"port={port!r}: must be a whole number from 0 to 65535")
         if not isinstance(host, str) or not host:
-            raise ConfigurationError(
-                f"host={host!r}: must be an address or a name; '0.0.0.0' or '::' means all"
-            )
+            raise ConfigurationError(f"host={host!r}: must be an address or a name; '0.0.0.0' or '::' means all")
         self.host = host
         self.port = port
         self.counters = {"accepted": 0, "accept_errors": 0, "accept_exhausted": 0}
@@ -164,9 +162,7 @@ class Listener:
         try:
             found = gevent.socket.getaddrinfo(self.host, self.port, type=stdlib_socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise ConfigurationError(
-                f"host={self.host!r}: no such address on this machine ({error})"
-            ) from error
+            raise ConfigurationError(f"host={self.host!r}: no such address on this machine ({error})") from error
         # Where a name has both, as localhost has, clients that know IPv4 only must get in.
         found.sort(key=lambda entry: entry[0] != stdlib_socket.AF_INET)
         return found[0][0], found[0][4]
@@ -198,17 +194,13 @@ class Listener:
     def _explain(self, error: OSError) -> Exception:
         place = _join(self.host, self.port)
         if error.errno == errno.EADDRINUSE:
-            return PortInUse(
-                f"{place} is in use: stop the process that listens there, or choose another port (0 picks one)"
-            )
+            return PortInUse(f"{place} is in use: stop what listens there, or choose another port (0 picks one)")
         if error.errno in (errno.EACCES, errno.EPERM):
             return ConfigurationError(
-                f"{place}: this process may not listen there; ports below 1024 need a privilege on most systems"
+                f"{place}: this process may not listen there; ports below 1024 mostly need a privilege"
             )
         if error.errno in _NO_SUCH_HOST:
-            return ConfigurationError(
-                f"host={self.host!r}: not an address of this machine ({error.strerror})"
-            )
+            return ConfigurationError(f"host={self.host!r}: not an address of this machine ({error.strerror})")
         return ConfigurationError(f"cannot listen on {place}: {error}")
 
     def _accept_forever(self, sock: stdlib_socket.socket) -> None:

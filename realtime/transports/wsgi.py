@@ -30,12 +30,9 @@ WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]
 
 _RECEIVE = 65536
 _LONGEST_LINE = 1024  # bytes of a chunk's size line, extensions included; nothing real uses extensions
-_LONGEST_TRAILERS = (
-    8192  # bytes of trailer lines; they are checked and dropped, as WSGI has no place for them
-)
+_LONGEST_TRAILERS = 8192  # bytes of trailer lines; checked and dropped, as WSGI has no place for them
 _MOST_DRAINED = 256 * 1024
-"""Bytes of a body the application left unread that are read to keep the connection; past it closing is
-cheaper."""
+"""Bytes of an unread body that are read to keep the connection; past it closing is cheaper."""
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?")  # RFC 9112 section 7.1
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*")
@@ -258,9 +255,7 @@ class Exchange(WSGIHandler):
         self._logger.debug('"%s" %s', self.requestline, self.code)
         return not self.close_connection and self._body.drain()
 
-    def _make_environ(
-        self, base: dict[str, Any], request: Request, address: tuple[Any, ...]
-    ) -> dict[str, Any]:
+    def _make_environ(self, base: dict[str, Any], request: Request, address: tuple[Any, ...]) -> dict[str, Any]:
         environ = dict(base)
         environ["REQUEST_METHOD"] = request.method
         environ["PATH_INFO"] = unquote(request.raw_path, "latin-1")  # PEP 3333: bytes as Latin-1 text
@@ -269,9 +264,7 @@ class Exchange(WSGIHandler):
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = str(address[0]), str(address[1])
         environ["wsgi.input"] = io.BufferedReader(self._body, 16384)
         for name, value in request.headers.raw:
-            if (
-                "_" in name
-            ):  # would be indistinguishable from "-", which a proxy in front may have set or removed
+            if "_" in name:  # would be indistinguishable from "-", which a proxy in front may have set or removed
                 continue
             key = name.upper().replace("-", "_")
             if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
@@ -330,9 +323,7 @@ class Exchange(WSGIHandler):
         promised = self.provided_content_length
         if promised is not None and self.command != "HEAD" and promised != str(self._sent):
             if self.code not in (204, 304):
-                self._logger.error(
-                    "%s: Content-Length %s, but %d bytes", self.requestline, promised, self._sent
-                )
+                self._logger.error("%s: Content-Length %s, but %d bytes", self.requestline, promised, self._sent)
             self.close_connection = True
 
     def _answer_failure(self, error: BaseException) -> None:

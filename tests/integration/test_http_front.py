@@ -1,4 +1,4 @@
-"""The HTTP front over real sockets: strict before anything else sees a request, and a good WSGI server after."""
+"""The HTTP front over real sockets: strict before anybody sees a request, a good WSGI server after."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Client:
             self.sock = context.wrap_socket(self.sock, server_hostname="localhost")
         self.buffer = b""
 
-    def __enter__(self) -> Client:  # noqa: PYI034 - typing.Self is younger than Python 3.10
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -525,9 +525,7 @@ def test_a_connection_is_kept_for_further_requests_and_pipelined_ones(serve: Ser
             body = b"body %d" % number
             client.send(get("/", f"Content-Length: {len(body)}", method="POST") + body)
             assert client.answer()[2] == body
-        client.send(
-            b"".join(get("/", "Content-Length: 1", method="POST") + b"%d" % n for n in range(5)) + b"\r\n"
-        )
+        client.send(b"".join(get("/", "Content-Length: 1", method="POST") + b"%d" % n for n in range(5)) + b"\r\n")
         assert [client.answer()[2] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
     assert server.counters["accepted"] == 1
     assert server.counters["http_requests"] == 8
@@ -716,9 +714,7 @@ def test_a_flask_application_works(serve: Serve) -> None:
             "field": "a value",
             "url": "http://example.com/form/Jürgen?q",
         }
-        client.send(
-            get("/form/x", kind, "Transfer-Encoding: chunked", method="POST") + b"7\r\nfield=b\r\n0\r\n\r\n"
-        )
+        client.send(get("/form/x", kind, "Transfer-Encoding: chunked", method="POST") + b"7\r\nfield=b\r\n0\r\n\r\n")
         assert flask.json.loads(client.answer()[2])["field"] == "b"
         client.send(get("/stream"))
         assert client.answer()[2] == b"ab"
@@ -798,9 +794,7 @@ def test_silence_instead_of_a_tls_handshake_is_dropped_at_the_deadline(serve: Se
     assert server.counters["handshake_timeouts"] == 1
 
 
-def test_silence_after_the_tls_handshake_is_dropped_too(
-    serve: Serve, tls: TLSOptions, trust: ssl.SSLContext
-) -> None:
+def test_silence_after_the_tls_handshake_is_dropped_too(serve: Serve, tls: TLSOptions, trust: ssl.SSLContext) -> None:
     server = serve(app=echo, tls=tls, limits=Limits(handshake=0.5))
     with Client(server, trust) as client:
         client.send(WHOLE[:9])
@@ -878,12 +872,8 @@ def test_stop_ends_what_does_not_finish_in_time(serve: Serve) -> None:
     assert server.active == 0
 
 
-@pytest.mark.skipif(
-    not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc, which is not here"
-)
-def test_a_stopped_server_leaves_no_greenlet_and_no_descriptor(
-    tls: TLSOptions, trust: ssl.SSLContext
-) -> None:
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc, which is not here")
+def test_a_stopped_server_leaves_no_greenlet_and_no_descriptor(tls: TLSOptions, trust: ssl.SSLContext) -> None:
     def living() -> tuple[int, int]:
         gc.collect()
         greenlets = [item for item in gc.get_objects() if isinstance(item, gevent.Greenlet) and not item.dead]
