@@ -24,6 +24,7 @@ from realtime.errors import (
 from realtime.events import event_name
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
+from realtime.signaling import WebRTCSignalingBridge
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
 from realtime.transports.websocket import WebSocketTransport
@@ -54,6 +55,7 @@ __all__ = [
     "Toolkit",
     "Transport",
     "UnknownClient",
+    "WebRTCSignalingBridge",
     "WebSocketTransport",
     "event_name",
 ]

@@ -92,7 +92,8 @@ class Router:
         """Remove the handlers of ``event``, or just ``function``; return how many were removed."""
 
         def kept(handler: Handler) -> bool:
-            return handler.event != event or (function is not None and handler.function is not function)
+            # != and not `is not`: a bound method is a new object each time it is named
+            return handler.event != event or (function is not None and handler.function != function)
 
         every = [*self._any, *self._templates, *(h for handlers in self._exact.values() for h in handlers)]
         self._any = list(filter(kept, self._any))
