@@ -1,0 +1,101 @@
+"""Examples as programs of their own: started, watched through what they print, and stopped with a signal."""
+
+from __future__ import annotations
+
+import ast
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["EXAMPLES", "PATIENCE", "ROOT", "Program", "basic_copy", "client_in"]
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+PATIENCE = 20.0  # seconds any wait may take before the test fails
+
+
+class Program:
+    """A Python program in a process of its own.
+
+    :param script: its file; run with the interpreter of the tests.
+    :param arguments: of its command line.
+    :param cwd: where it is started.
+    """
+
+    def __init__(self, script: Path, *arguments: str, cwd: Path = ROOT) -> None:
+        self.output: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.output.append(line)
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the match in the next line of its output that has one."""
+        while True:
+            try:
+                line = self._lines.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise AssertionError(f"no {pattern!r} in {self.output}") from None
+            if line is None:
+                raise AssertionError(f"it ended without {pattern!r}: {''.join(self.output)}")
+            found = re.search(pattern, line)
+            if found:
+                return found
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal and return the exit code."""
+        self._process.send_signal(number)
+        return self._process.wait(PATIENCE)
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def basic_copy(folder: Path, port: int = 0) -> Path:
+    """Copy the examples, and let ``basic.py`` listen on other ports than its own two; return its path."""
+    copies = shutil.copytree(EXAMPLES, folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    script = copies / "basic.py"
+    text = script.read_text()
+    assert "port=8080" in text
+    assert "port=9090" in text
+    script.write_text(text.replace("port=8080", f"port={port}").replace("port=9090", "port=0"))
+    return script
+
+
+def client_in(script: Path, port: int, default: int) -> str:
+    """Return the Python client in the docstring of an example, made to connect to ``port``."""
+    docstring = ast.get_docstring(ast.parse(script.read_text()))
+    assert docstring is not None
+    found = re.search(r"^    (?:import|from) .*(?:\n(?:    .*)?)*", docstring, re.MULTILINE)
+    assert found is not None
+    code = textwrap.dedent(found[0])
+    assert f":{default}/" in code
+    return code.replace(f":{default}/", f":{port}/")
