@@ -79,7 +79,12 @@ class Limits:
     """Bytes in which the messages that wait came, whatever their number. One message is always taken."""
 
     concurrent: int = 64
-    """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox."""
+    """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox. With 1 all
+    run in line."""
+
+    threads: int = 16
+    """Native threads for ``threadpool=True`` handlers; further ones wait for a free one. Ten is gevent's own
+    default; these wait more than they compute."""
 
     rooms_per_client: int = 128
     """Rooms one client may be in: the next join raises ``TooManyRooms``."""
@@ -98,6 +103,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         _require_positive(self)
+        if self.inbox_while_waiting < self.inbox:
+            raise ConfigurationError(
+                f"Limits(inbox_while_waiting={self.inbox_while_waiting!r}): at least as many as inbox ({self.inbox})"
+            )
         if self.park_above > 1:
             raise ConfigurationError(f"Limits(park_above={self.park_above!r}): a share of outbox, at most 1")
 

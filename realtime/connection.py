@@ -89,11 +89,13 @@ class Connection(ABC):
         "concurrent",
         "connected_at",
         "context",
+        "greeting",
         "id",
         "identity",
         "inbox",
         "inbox_bytes",
         "last_rooms",
+        "leaving",
         "metadata",
         "outbox",
         "paused",
@@ -130,6 +132,8 @@ class Connection(ABC):
         self.busy = False  # a worker has this connection's inbox, or will
         self.paused = False  # reading stopped because the inbox is full
         self.closed = False
+        self.greeting = False  # client:connected has not been handled yet
+        self.leaving = False  # its transport knows that only what a socket holds can still come
         self.concurrent = 0  # handlers running beside the inbox
         self.waiters: list[Waiter] | None = None
         self.calls: dict[int, AsyncResult[Any]] | None = None

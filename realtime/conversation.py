@@ -57,10 +57,13 @@ def call(hub: Hub, connection: Connection, message: Mapping[str, Any] | Message,
     timer = gevent.Timeout.start_new(timeout)
     try:
         hub.deliver(connection, outbound)
-        return answer.get()
+        with hub.workers.parked():
+            return answer.get()
     except gevent.Timeout as expired:
         if expired is not timer:
             raise  # the caller's own
+        if answer.ready():
+            return answer.get()  # it came in the same turn of the loop, just before
         raise TimedOut(f"client {connection.id} did not answer within {timeout:g} s") from None
     finally:
         timer.close()
@@ -109,15 +112,28 @@ def wait_for(hub: Hub, connection: Connection, event: str, timeout: float | None
     hub.resume_if_room(connection)
     timer = gevent.Timeout.start_new(timeout)
     try:
-        return waiter.result.get()  # type: ignore[return-value]
+        with hub.workers.parked():
+            return waiter.result.get()  # type: ignore[return-value]
     except gevent.Timeout as expired:
         if expired is not timer:
+            _give_back(hub, connection, waiter)
             raise  # the caller's own
+        if waiter.result.ready():
+            return waiter.result.get()  # type: ignore[return-value]  # it came in the same turn, just before
         raise TimedOut(f"client {connection.id} did not send {event!r} within {timeout:g} s") from None
+    except gevent.GreenletExit:
+        _give_back(hub, connection, waiter)
+        raise
     finally:
         timer.close()
         if connection.waiters and waiter in connection.waiters:
             connection.waiters.remove(waiter)
+
+
+def _give_back(hub: Hub, connection: Connection, waiter: Waiter) -> None:
+    """Return to the inbox what came for a handler that has just been told to wait no more."""
+    if waiter.result.successful():
+        hub.put_back(connection, waiter.result.get())  # type: ignore[arg-type]
 
 
 def give_up(connection: Connection, error: ConnectionClosed) -> None:

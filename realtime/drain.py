@@ -64,8 +64,7 @@ def _let_handlers_finish(hub: Hub, deadline: float) -> None:
             connection.pause_reading()
 
     def only_waiting() -> bool:
-        waiting = sum(len(c.waiters or ()) + len(c.calls or ()) for c in hub.connections.values())
-        return hub.workers.busy_others() <= waiting
+        return hub.workers.busy_others() <= hub.workers.parked_jobs
 
     _wait_until(only_waiting, deadline)
 

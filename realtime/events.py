@@ -26,10 +26,12 @@ def is_reserved(name: str) -> bool:
 class EventTemplate:
     """An event name with parameters: ``chat:message:[room_id]`` matches ``chat:message:7``.
 
-    A parameter takes one or more characters other than ``:``. Names of parameters are Python identifiers
-    and appear once. A template without parameters is a plain name.
+    A parameter takes one or more characters, up to the next ``:`` or the first character of the text that
+    follows it, whichever comes first: there is one way to match, found in linear time. Names of parameters are
+    Python identifiers and appear once. A template without parameters is a plain name.
 
-    :raises ConfigurationError: an empty name, unbalanced brackets, a bad or repeated parameter name.
+    :raises ConfigurationError: an empty name, unbalanced brackets, a bad or repeated parameter name, or
+        parameters with nothing between them.
     """
 
     __slots__ = ("_pattern", "_pieces", "parameters", "text")
@@ -43,13 +45,15 @@ class EventTemplate:
         self._check()
         pattern = re.escape(self._pieces[0])
         for name, piece in zip(self.parameters, self._pieces[1:], strict=True):
-            pattern += f"(?P<{name}>[^:]+){re.escape(piece)}"
+            pattern += f"(?P<{name}>[^:{re.escape(piece[:1])}]+){re.escape(piece)}"
         self._pattern = re.compile(pattern)
 
     def _check(self) -> None:
         example = "as in 'chat:message:[room_id]'"
         if any("[" in piece or "]" in piece for piece in self._pieces):
             raise ConfigurationError(f"event {self.text!r}: brackets must pair up, {example}")
+        if any(not piece for piece in self._pieces[1:-1]):
+            raise ConfigurationError(f"event {self.text!r}: parameters need text between them, {example}")
         for name in self.parameters:
             if not name.isidentifier():
                 raise ConfigurationError(f"event {self.text!r}: parameter {name!r} must be an identifier, {example}")
@@ -71,8 +75,9 @@ class EventTemplate:
         name = self._pieces[0]
         for parameter, value, piece in zip(self.parameters, values, self._pieces[1:], strict=True):
             text = str(value)
-            if not text or ":" in text:
-                raise ValueError(f"event {self.text!r}: {parameter}={text!r} must be non-empty and without ':'")
+            if not text or ":" in text or (piece and piece[0] in text):
+                without = " and ".join(repr(character) for character in dict.fromkeys((":", *piece[:1])))
+                raise ValueError(f"event {self.text!r}: {parameter}={text!r} must be non-empty and without {without}")
             name += text + piece
         return name
 

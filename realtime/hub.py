@@ -17,7 +17,7 @@ import gevent
 
 from realtime import conversation
 from realtime.codes import CloseCode, ErrorCode
-from realtime.config import Limits
+from realtime.config import Limits, MiB
 from realtime.connection import Connection
 from realtime.errors import (
     BadMessage,
@@ -27,8 +27,8 @@ from realtime.errors import (
     UnknownClient,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, is_reserved
-from realtime.message import Message, Outbound
-from realtime.outbox import Flusher, Outbox
+from realtime.message import Droppable, Message, Outbound
+from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
 from realtime.workers import Workers
@@ -107,6 +107,7 @@ class Hub:
         self.presence.add(connection.id, connection.metadata, connection.connected_at)
         self.counters["connected"] += 1
         if self._user.wants(CLIENT_CONNECTED):
+            connection.greeting = True
             self.receive_event(connection, Message(CLIENT_CONNECTED, {"transport": connection.transport}))
 
     def receive(self, connection: Connection, data: bytes | Mapping[str, Any]) -> None:
@@ -114,6 +115,9 @@ class Hub:
 
         Never switches and never raises for what a client sent: it is answered instead.
         """
+        if connection.closed:
+            self.counters["received_after_close"] += 1
+            return
         self.counters["received"] += 1
         try:
             codec = connection.wire.codec
@@ -176,11 +180,11 @@ class Hub:
 
     def _enqueue(self, connection: Connection, message: Message, size: int) -> None:
         """Put a message in line; stop reading when enough wait, refuse it when far too much does."""
-        limits = self.limits
-        waiting = len(connection.inbox)
-        if waiting >= limits.inbox_while_waiting or connection.inbox_bytes >= limits.inbox_bytes:
+        if self._user.is_concurrent(message) and not connection.greeting and self._start_beside(connection, message):
+            return
+        if self._is_overfull(connection):
             self.counters["refused_inbox_full"] += 1
-            text = f"{waiting} messages wait already"
+            text = f"{len(connection.inbox)} messages wait already"
             self.send_error(connection, text, ErrorCode.INBOX_FULL, ack=message.ack)
             return
         connection.enqueue(message, size)
@@ -189,6 +193,16 @@ class Hub:
             connection.pause_reading()
         if not connection.busy:
             self._schedule(connection)
+
+    def _is_overfull(self, connection: Connection) -> bool:
+        """Tell whether a message can only be refused, because reading must go on or cannot be stopped."""
+        limits = self.limits
+        if len(connection.inbox) >= max(limits.inbox, limits.inbox_while_waiting):
+            return not connection.leaving
+        if connection.is_awaited:
+            return connection.inbox_bytes >= limits.inbox_bytes
+        # what was read before reading stopped is kept: a message of any size, and the rest of one read
+        return connection.inbox_bytes >= limits.inbox_bytes + limits.message_size + MiB and not connection.leaving
 
     def _has_room(self, connection: Connection) -> bool:
         """Tell whether to go on reading from a client: also past the limit while a handler waits for it."""
@@ -203,36 +217,50 @@ class Hub:
             connection.busy = True
             self.workers.submit(partial(self._serve, connection))
 
+    def put_back(self, connection: Connection, message: Message) -> None:
+        """Put a message that was taken out of line back at its head."""
+        connection.enqueue(message, 0)
+        connection.inbox.rotate(1)
+        self._schedule(connection)
+
     def _serve(self, connection: Connection) -> None:
         """In a worker: handle what waits in a client's inbox, a few at a time so that others get a turn."""
         user = self._user
         inbox = connection.inbox
-        for _ in range(READ_AHEAD):
-            if not inbox:
-                break
-            if user.is_concurrent(inbox[0][0]):
-                if connection.concurrent >= self.limits.concurrent:
-                    return  # still busy: the next one that ends goes on here
-                connection.concurrent += 1
-                self.workers.submit(partial(self._serve_beside, connection, connection.dequeue()))
+        try:
+            for _ in range(READ_AHEAD):
+                if not inbox:
+                    break
+                message = connection.dequeue()
+                if not user.is_concurrent(message) or not self._start_beside(connection, message):
+                    user.handle(connection, message)
+                if message.type == CLIENT_CONNECTED:
+                    connection.greeting = False
+                if connection.paused:
+                    self.resume_if_room(connection)
+        finally:
+            if inbox:
+                self.workers.submit(partial(self._serve, connection))
             else:
-                user.handle(connection, connection.dequeue())
-            if connection.paused:
-                self.resume_if_room(connection)
-        if inbox:
-            self.workers.submit(partial(self._serve, connection))
-        else:
-            connection.busy = False
+                connection.busy = False
+
+    def _start_beside(self, connection: Connection, message: Message) -> bool:
+        """Handle a message of a ``concurrent=True`` handler now, in a worker of its own.
+
+        False if that would leave none of ``Limits.concurrent`` for the one in line: then it waits its turn.
+        """
+        if connection.concurrent >= self.limits.concurrent - 1:
+            return False
+        connection.concurrent += 1
+        self.workers.submit(partial(self._serve_beside, connection, message))
+        return True
 
     def _serve_beside(self, connection: Connection, message: Message) -> None:
-        """In a worker: handle one message of a ``concurrent=True`` handler."""
+        """In a worker: handle one message beside the client's others."""
         try:
             self._user.handle(connection, message)
         finally:
-            full = connection.concurrent >= self.limits.concurrent
             connection.concurrent -= 1
-            if full and connection.busy:
-                self.workers.submit(partial(self._serve, connection))
 
     def resume_if_room(self, connection: Connection) -> None:
         """Read from a paused client again where its inbox has room or a handler waits for it."""
@@ -306,16 +334,18 @@ class Hub:
         details: str | None = None,
     ) -> None:
         """Answer with ``system:error`` without waiting."""
-        payload: dict[str, Any] = {"message": message, "code": code}
+        payload: dict[str, Any] = {"message": _printable(message), "code": _printable(code)}
         if ack is not None:
             payload["ack"] = ack
         if details is not None:
-            payload["details"] = details
+            payload["details"] = _printable(details)
         if not connection.closed:
             self._put(connection, self.outbound({"type": "system:error", "payload": payload}))
 
     def deliver(self, connection: Connection, outbound: Outbound, *, patience: float | None = None) -> None:
         """Send to one client. Parks while its outbox is crowded, at most ``patience`` seconds: switches.
+
+        A message that may be dropped does not park.
 
         :param patience: ``Limits.park_timeout`` if not given.
         :raises ConnectionClosed: the client has gone.
@@ -330,12 +360,21 @@ class Hub:
             raise MessageTooBig(
                 f"a message of {len(frame)} bytes does not fit into an outbox of {self.limits.outbox} (Limits.outbox)"
             )
-        if outbox.size > outbox.park_at:
-            outbox.wait_below(self.limits.park_timeout if patience is None else patience)
+        if not outbox.has_room(len(frame)) and not isinstance(frame, Droppable):
+            outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
             if connection.closed:
                 raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
         self.counters["sent"] += 1
         outbox.put(frame)
+
+    def _deliver_to_full(self, full: list[tuple[Outbox, bytes]]) -> int:
+        """Put a frame where it does not fit now: wait for room, ``Limits.stall`` for all together, then put."""
+        self.counters["stalls"] += 1
+        deadline = time.perf_counter() + self.limits.stall
+        for outbox, frame in full:
+            outbox.wait_for_room(deadline - time.perf_counter(), len(frame))
+            outbox.put(frame)
+        return len(full)
 
     def deliver_to(self, client_ids: Iterable[str], outbound: Outbound, skip: Collection[str] = ()) -> int:
         """Put one message into many outboxes; return to how many clients it went.
@@ -348,6 +387,7 @@ class Hub:
         """
         connections = self.connections
         crowded: list[Outbox] = []
+        full: list[tuple[Outbox, bytes]] = []
         wire = None
         frame = b""
         count = 0
@@ -364,21 +404,22 @@ class Hub:
                         f"{self.limits.outbox} (Limits.outbox)"
                     )
             outbox = connection.outbox
+            if outbox.size + len(frame) > self.limits.outbox and not isinstance(frame, Droppable):
+                full.append((outbox, frame))
+                continue
             outbox.put(frame)
             count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
+        if full:
+            count += self._deliver_to_full(full)
         self.counters["sent"] += count
         if crowded:
-            self._stall(crowded)
+            self.counters["stalls"] += 1
+            stall(crowded, self.limits.stall)
         return count
 
-    def _stall(self, crowded: list[Outbox]) -> None:
-        """Wait for crowded outboxes, at most ``Limits.stall`` for all of them together."""
-        self.counters["stalls"] += 1
-        deadline = time.perf_counter() + self.limits.stall
-        for outbox in crowded:
-            remaining = deadline - time.perf_counter()
-            if remaining <= 0:
-                return
-            outbox.wait_below(remaining)
+
+def _printable(text: str) -> str:
+    """Return ``text`` without what UTF-8 cannot carry: an exception's text may hold anything."""
+    return text.encode(errors="backslashreplace").decode()

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any, Protocol, TypeVar, overload
 
 import gevent
 from gevent.event import Event
 
-from realtime import conversation, drain, startup, threads
-from realtime.codes import CloseCode, ErrorCode
+from realtime import conversation, drain, startup
+from realtime.codes import CloseCode
 from realtime.config import Limits
 from realtime.connection import Connection, Context
+from realtime.dispatch import Dispatcher
 from realtime.errors import (
     ConfigurationError,
     ConnectionClosed,
-    NotRunning,
-    Reject,
-    TimedOut,
 )
-from realtime.events import LIFECYCLE
 from realtime.hub import Hub
 from realtime.message import Message
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
-from realtime.routing import Handler, HandlerFunction, Router, check_function
+from realtime.routing import HandlerFunction, check_function
 from realtime.threads import HomeThread, on_home_thread
-from realtime.toolkit import Sendable, Toolkit
+from realtime.toolkit import Sendable
 from realtime.watchdog import Watchdog
 
 __all__ = ["RealtimeKernel", "TransportLike"]
 
 log = logging.getLogger("realtime")
 
+DRAIN = 10.0  # seconds that stopping may take unless told otherwise
+SHUT_DOWN = 1.0  # seconds for handlers to end once they were told to, after the drain
+
 F = TypeVar("F", bound=HandlerFunction)
-Middleware = Callable[[Message, Context, Toolkit, Callable[[], Any]], Any]
-Final = Callable[[Message, Context, Toolkit], Any]
 
 
 class TransportLike(Protocol):
@@ -61,6 +60,21 @@ class TransportLike(Protocol):
         """Named numbers."""
 
 
+class State(Enum):
+    """How far a kernel is."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+_TRANSITIONS = {
+    State.STOPPED: {State.RUNNING},
+    State.RUNNING: {State.STOPPING},
+    State.STOPPING: {State.STOPPED},
+}
+
+
 class RealtimeKernel:
     """Central dispatcher of events, rooms and presence.
 
@@ -82,21 +96,23 @@ class RealtimeKernel:
         debug: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        self.debug = debug
         self.limits = limits if limits is not None else Limits()
         if not isinstance(self.limits, Limits):
             raise ConfigurationError(f"limits={limits!r}: must be a realtime.Limits")
         startup.configure_logging(log_level)
         self._home = HomeThread()
-        self._hub = Hub(self.limits, self)
+        self._dispatcher = Dispatcher(self, self.limits, debug=debug)
+        self._hub = self._dispatcher.hub
         self._home.guard(self._hub.rooms, ("join", "leave", "leave_all", "members", "rooms_for", "list"))
         self._home.guard(self._hub.presence, ("list", "get", "update"))
-        self._router = Router()
-        self._pipeline: list[Middleware] = []
+        self._router = self._dispatcher.router
         self._transports: list[TransportLike] = []
         self._watchdog = Watchdog(self.limits.blocked_loop)
-        self._running = False
-        self._stop_requested: Event | None = None
+        self._state = State.STOPPED
+        self._stopped = Event()
+        self._stopper: gevent.Greenlet[..., None] | None = None  # stops the kernel for a handler that asked
+        self._stop_requested: Event | None = None  # while run() serves
+        self._stop_timeout = DRAIN
         for transport in transports:
             self.use_transport(transport)
 
@@ -127,10 +143,11 @@ class RealtimeKernel:
 
         :raises ConfigurationError: not a transport, or one that belongs to a kernel already.
         """
-        if not all(callable(getattr(transport, name, None)) for name in ("attach", "on_start", "on_stop")):
+        needed = ("attach", "on_start", "on_stop")
+        if isinstance(transport, type) or not all(callable(getattr(transport, name, None)) for name in needed):
             raise ConfigurationError(f"{transport!r} is not a transport: extend realtime.Transport")
         transport.attach(self._hub)
-        if self._running:
+        if self.running:
             transport.on_start()
         self._transports.append(transport)
         return self
@@ -173,7 +190,7 @@ class RealtimeKernel:
         was registered is outermost. Usable as a decorator.
         """
         check_function(function, 4, "middleware", "(message, context, toolkit, call_next)")
-        self._pipeline.append(function)
+        self._dispatcher.pipeline.append(function)
         return function
 
     # Lifecycle -------------------------------------------------------------------------------------
@@ -181,26 +198,33 @@ class RealtimeKernel:
     @property
     def running(self) -> bool:
         """Whether ``start`` was called and ``stop`` was not."""
-        return self._running
+        return self._state is State.RUNNING
+
+    def _move(self, state: State) -> None:
+        assert state in _TRANSITIONS[self._state], (self._state, state)
+        self._state = state
 
     def start(self) -> None:
         """Start every transport; return when all of them listen. Switches greenlets.
 
-        :raises PortInUse, ConfigurationError: a transport cannot start; those that did are stopped again.
+        :raises PortInUse, ConfigurationError: a transport cannot start; those that did are stopped again. Or the
+            kernel is running already.
         """
-        if self._running:
-            raise ConfigurationError("the kernel is running already")
+        if self._state is not State.STOPPED:
+            raise ConfigurationError(f"the kernel is {self._state.value} already")
         startup.warn_of_unpatched_modules()
         self._home.settle()
         self._hub.start()
         self._watchdog.start()
-        self._running = True
+        self._stopped.clear()
+        self._move(State.RUNNING)
         started: list[TransportLike] = []
         try:
             for transport in self._transports:
                 started.append(transport)
                 transport.on_start()
         except BaseException:
+            self._move(State.STOPPING)
             for transport in reversed(started):
                 transport.on_stop()
             self._shut_down()
@@ -208,40 +232,56 @@ class RealtimeKernel:
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM or a call of ``stop``, drain and stop. Blocks; switches."""
-        self._stop_requested = Event()
         self.start()
-        watchers = [gevent.signal_handler(number, self._stop_requested.set) for number in drain.SIGNALS]
+        stop_requested = self._stop_requested = Event()
+        watchers = [gevent.signal_handler(number, stop_requested.set) for number in drain.SIGNALS]
         try:
-            self._stop_requested.wait()
+            stop_requested.wait()
             log.info("stopping: clients are told to come back")
         finally:
             for watcher in watchers:
                 watcher.cancel()
             self._stop_requested = None
-            self.stop()
+            self._stop(self._stop_timeout)
 
     @on_home_thread
     def stop(self, timeout: float = 10.0) -> None:
         """Drain and stop: accept nobody, let handlers finish, close clients with 4013, release everything.
 
+        Returns when that is done; but at once when a handler calls it, which it then waits for.
+
         :param timeout: seconds for all of it; what is left then is cut off. Switches greenlets.
         """
+        if self._state is State.STOPPED:
+            return
+        from_handler = self._hub.workers.runs_current()
         if self._stop_requested is not None:
-            self._stop_requested.set()  # run() goes on from there, with a stop() of its own
+            self._stop_timeout = timeout
+            self._stop_requested.set()  # run() goes on from there
+        elif from_handler:
+            self._stopper = gevent.spawn(self._stop, timeout)
+        else:
+            self._stop(timeout)
+        if not from_handler:
+            self._stopped.wait(timeout + 2 * SHUT_DOWN)
+
+    def _stop(self, timeout: float) -> None:
+        """Do it, unless somebody does already."""
+        if self._state is not State.RUNNING:
+            self._stopped.wait(timeout + 2 * SHUT_DOWN)
             return
-        if not self._running:
-            return
-        self._running = False
+        self._move(State.STOPPING)
         try:
             drain.drain(self._hub, self._transports, timeout)
         finally:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        self._running = False
         self._watchdog.stop()
-        self._hub.stop(1.0)
+        self._dispatcher.stop(SHUT_DOWN)
         self._home.leave()
+        self._move(State.STOPPED)
+        self._stopped.set()
 
     # Reaching clients ------------------------------------------------------------------------------
 
@@ -264,8 +304,14 @@ class RealtimeKernel:
     @on_home_thread
     def _send_to_each(self, client_ids: Sequence[str], message: Sendable, overflow: str, key: str | None) -> None:
         outbound = self._hub.outbound(message, overflow=overflow, key=key)
+        gone: ConnectionClosed | None = None
         for connection in [self._hub.find(client_id) for client_id in client_ids]:
-            self._hub.deliver(connection, outbound)
+            try:
+                self._hub.deliver(connection, outbound)
+            except ConnectionClosed as error:  # while an earlier one's outbox was waited for
+                gone = error
+        if gone is not None:
+            raise gone
 
     @on_home_thread
     def broadcast(
@@ -331,153 +377,16 @@ class RealtimeKernel:
         """Return named numbers: clients, rooms, greenlets, and a counter for everything dropped or refused."""
         hub = self._hub
         return {
-            "running": self._running,
+            "running": self.running,
             "clients": len(hub.connections),
             "rooms": len(hub.rooms.list()),
-            "workers": hub.workers.count if self._running else 0,
-            "busy_workers": hub.workers.busy if self._running else 0,
+            "workers": hub.workers.count if self.running else 0,
+            "busy_workers": hub.workers.busy if self.running else 0,
             "blocked_loops": self._watchdog.count,
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],
         }
 
-    # Dispatch: called by the hub, in a worker ----------------------------------------------------------
-
-    def wants(self, event: str) -> bool:
-        """Tell whether a lifecycle event has handlers."""
-        return self._router.has(event)
-
-    def is_concurrent(self, message: Message) -> bool:
-        """Tell whether a handler of this message opted out of the client's order."""
-        if not self._router.has_concurrent:
-            return False
-        route = self._router.resolve(message.type)
-        return route is not None and route.concurrent
-
-    def handle(self, connection: Connection, message: Message) -> None:
-        """Run a message through middleware and handlers, and answer it. Never raises."""
-        toolkit = Toolkit(self, connection, message)
-        try:
-            if message.type in LIFECYCLE or message.type.startswith("mesh:"):
-                self._run_event(message, connection.context, toolkit)
-                return
-            result = self._through(0, message, connection.context, toolkit, self._run_handlers)
-            if isinstance(result, Generator):
-                result = self._stream(connection, message, result)
-            if message.ack is not None and not connection.closed:
-                payload = {"ack": message.ack} if result is None else {"ack": message.ack, "result": result}
-                self._hub.deliver(connection, self._hub.outbound({"type": "system:ack", "payload": payload}))
-        except Exception as error:
-            self._answer_failure(connection, message, error)
-
-    def _through(self, index: int, message: Message, context: Context, toolkit: Toolkit, final: Final) -> Any:
-        """Call the middleware at ``index`` around the rest, or ``final`` after the last."""
-        if index == len(self._pipeline):
-            return final(message, context, toolkit)
-        return self._pipeline[index](
-            message, context, toolkit, lambda: self._through(index + 1, message, context, toolkit, final)
-        )
-
-    def _run_handlers(self, message: Message, context: Context, toolkit: Toolkit) -> Any:
-        """Run every handler of a message, also after one failed; return the last result that is not None.
-
-        Raises what the first failing handler raised, once all have run.
-        """
-        route = self._router.resolve(message.type)
-        if route is None:
-            raise Reject(f"no handler takes {message.type!r}", code=ErrorCode.UNKNOWN_TYPE)
-        return self._run_all([*route.own, *route.any] if route.any else route.own, message, context, toolkit)
-
-    def _run_any_handlers(self, message: Message, context: Context, toolkit: Toolkit) -> None:
-        """Run the ``"*"`` handlers of a message that ``wait_for`` takes."""
-        route = self._router.resolve(message.type)
-        if route is not None:
-            params = message.params
-            self._run_all(route.any, message, context, toolkit)
-            message.params = params
-
-    def _run_event(self, message: Message, context: Context, toolkit: Toolkit) -> None:
-        """Run the handlers of an event of the server's own."""
-        route = self._router.resolve(message.type)
-        if route is not None:
-            self._run_all(route.own, message, context, toolkit)
-
-    def _run_all(
-        self, handlers: Sequence[tuple[Handler, dict[str, str]]], message: Message, context: Context, toolkit: Toolkit
-    ) -> Any:
-        result = None
-        failure: Exception | None = None
-        for handler, params in handlers:
-            message.params = params
-            try:
-                if handler.threadpool:
-                    value = threads.run_in_pool(handler.function, message, context, toolkit)
-                else:
-                    value = handler.function(message, context, toolkit)
-            except Exception as error:
-                if failure is None:
-                    failure = error
-                else:
-                    log.exception("handler %s failed on %r", handler.name, message.type)
-                continue
-            if value is not None:
-                result = value
-        if failure is not None:
-            raise failure
-        return result
-
-    def _stream(self, connection: Connection, message: Message, items: Generator[Any, Any, Any]) -> Any:
-        """Send each item to the asker, waiting while its outbox is crowded; return the generator's result."""
-        hub = self._hub
-        try:
-            if message.ack is None:
-                raise Reject(f"{message.type!r} answers with a stream: send it with an ack", code=ErrorCode.BAD_MESSAGE)
-            while True:
-                try:
-                    item = next(items)
-                except StopIteration as stop:
-                    return stop.value
-                payload = {"ack": message.ack, "item": item}
-                outbound = hub.outbound({"type": "system:stream", "payload": payload})
-                hub.deliver(connection, outbound, patience=self.limits.backpressure_timeout)
-        finally:
-            items.close()
-
-    def _answer_failure(self, connection: Connection, message: Message, error: Exception) -> None:
-        """Tell the client what went wrong with its message: as much of it as is its business."""
-        details = f"{type(error).__name__}: {error}" if self.debug else None
-        if isinstance(error, Reject):
-            log.debug("%r from %s rejected: %s", message.type, connection.id, error.message)
-            text, code = error.message, error.code
-            details = None
-        elif isinstance(error, ConnectionClosed):
-            log.debug("handler of %r ended: a client went away: %s", message.type, error)
-            text, code = "a client went away", ErrorCode.UNKNOWN_CLIENT
-        elif isinstance(error, TimedOut):
-            log.info("handler of %r ended: %s", message.type, error)
-            text, code = "a client did not answer in time", ErrorCode.TIMEOUT
-        else:
-            log.error("a handler of %r failed", message.type, exc_info=error)
-            self._hub.counters["handler_errors"] += 1
-            text, code = "internal error", ErrorCode.INTERNAL
-        try:
-            self._hub.send_error(connection, text, code, ack=message.ack, details=details)
-        except NotRunning:
-            log.debug("no answer to %r: the kernel has stopped", message.type)
-
     @on_home_thread
     def _wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:
-        """Take a message that a handler waits for, past middleware and "*" handlers, and ack it."""
-        while True:
-            message = conversation.wait_for(self._hub, connection, event, timeout)
-            toolkit = Toolkit(self, connection, message)
-            try:
-                self._through(0, message, connection.context, toolkit, self._run_any_handlers)
-            except Exception as error:
-                self._answer_failure(connection, message, error)
-                continue
-            if message.ack is not None:
-                self._hub.deliver(
-                    connection, self._hub.outbound({"type": "system:ack", "payload": {"ack": message.ack}})
-                )
-            return message
+        return self._dispatcher.wait_for(connection, event, timeout)

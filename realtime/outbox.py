@@ -6,7 +6,10 @@ socket does not take waits here, counted in bytes; past the limit each message's
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import gevent
@@ -16,11 +19,12 @@ from gevent.hub import Hub as GeventHub
 from realtime.config import KiB, Limits
 from realtime.message import Droppable
 
-__all__ = ["Flusher", "Outbox", "Sink"]
+__all__ = ["Flusher", "Outbox", "Sink", "stall"]
+
+log = logging.getLogger("realtime")
 
 FLUSH_AT = 64 * KiB  # a handler that publishes without yielding is flushed whenever this much waits
 WRITE_AT_ONCE = 256 * KiB  # joining more than this for one write would copy what the socket won't take
-
 CONTROL_ROOM = 64 * KiB  # for pongs and pings beyond Limits.outbox
 
 
@@ -73,12 +77,13 @@ class Outbox:
     """
 
     __slots__ = (
-        "_below",
         "_blocked",
+        "_drained",
         "_flusher",
         "_frames",
         "_scheduled",
         "_sink",
+        "_urgent",
         "closed",
         "limit",
         "park_at",
@@ -92,7 +97,8 @@ class Outbox:
         self._frames: list[Any] = []  # of bytes; the first may be a memoryview
         self._scheduled = False  # a flush will come by itself: next turn, or when writable
         self._blocked = False  # the socket is full
-        self._below: Event | None = None  # set when size falls to park_at, made by the first who waits
+        self._drained: Event | None = None  # set when bytes have left, made by the first who waits
+        self._urgent = 0  # bytes of control frames among those that wait
         self.size = 0
         self.limit = limits.outbox
         self.park_at = int(limits.outbox * limits.park_above)
@@ -126,26 +132,34 @@ class Outbox:
     def put_first(self, frame: bytes) -> None:
         """Append a control frame before everything that is not yet under way (RFC 6455 section 5.5).
 
-        Allowed a little past the limit; whoever makes us owe more and reads nothing is cut off.
+        At most ``CONTROL_ROOM`` bytes of them wait, whatever else does: who makes us owe more and reads nothing
+        is cut off.
         """
-        if self.size + len(frame) > self.limit + CONTROL_ROOM or self.closed:
-            if not self.closed:
-                self._flusher.counters["closed_slow_consumer"] += 1
-                self._sink.overflowed()
+        if self.closed:
+            return
+        if self._urgent + len(frame) > CONTROL_ROOM:
+            self._overflow()
             return
         frames = self._frames
         frames.insert(1 if frames and type(frames[0]) is memoryview else 0, frame)
         self.size += len(frame)
+        self._urgent += len(frame)
         if not self._scheduled:
             self._scheduled = True
             self._flusher.add(self)
 
     def put_last(self, frame: bytes) -> None:
         """Append a frame, such as a close frame, after which everything is refused."""
-        if not self.closed:
-            self.put_unbounded(frame)
-            self.closed = True
-            self.limit = -1
+        if self.closed:
+            return
+        self.closed = True
+        self.limit = -1
+        self._frames.append(frame)
+        self.size += len(frame)
+        self._wake()
+        if not self._scheduled:
+            self._scheduled = True
+            self._flusher.add(self)
 
     def _put_carefully(self, frame: bytes) -> bool:
         """Append a droppable frame, or one that may not fit. The slow path of put()."""
@@ -153,15 +167,16 @@ class Outbox:
         if self.closed:
             counters["dropped_after_close"] += 1
             return False
-        key = frame.key if isinstance(frame, Droppable) else None
-        if key is not None and self._conflate(frame, key):
-            return True
+        if isinstance(frame, Droppable) and frame.key is not None:
+            self._forget_key(frame.key)
         if self.size + len(frame) > self.limit and not self._blocked:
             self.flush()
+            if self.closed:  # the flush found the connection broken
+                counters["dropped_after_close"] += 1
+                return False
         if self.size + len(frame) > self.limit:
             if not isinstance(frame, Droppable):
-                counters["closed_slow_consumer"] += 1
-                self._sink.overflowed()
+                self._overflow()
                 return False
             if not self._make_room(len(frame)):
                 counters["dropped_newest"] += 1
@@ -173,18 +188,19 @@ class Outbox:
             self._flusher.add(self)
         return True
 
-    def _conflate(self, frame: bytes, key: str) -> bool:
-        """Let ``frame`` take the place of a waiting one with the same key, if there is one and it fits."""
+    def _overflow(self) -> None:
+        """Cut the slow consumer off."""
+        self._flusher.counters["closed_slow_consumer"] += 1
+        self._sink.overflowed()
+
+    def _forget_key(self, key: str) -> None:
+        """Drop the waiting frame of this key, if there is one: a newer one comes, at its place in the order."""
         for index, waiting in enumerate(self._frames):
             if isinstance(waiting, Droppable) and waiting.key == key:
-                size = self.size - len(waiting) + len(frame)
-                if size > self.limit:
-                    return False
-                self._frames[index] = frame
-                self.size = size
+                del self._frames[index]
+                self.size -= len(waiting)
                 self._flusher.counters["dropped_conflated"] += 1
-                return True
-        return False
+                return
 
     def _make_room(self, needed: int) -> bool:
         """Drop the oldest droppable frames until ``needed`` bytes fit; drop none if that cannot be reached."""
@@ -205,9 +221,11 @@ class Outbox:
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it. Never switches."""
+        if self._blocked:
+            return
         self._scheduled = False
         frames = self._frames
-        if not frames or self._blocked:
+        if not frames:
             return
         try:
             while frames:
@@ -221,6 +239,10 @@ class Outbox:
                     return
         except OSError as error:
             self._sink.broken(error)
+            return
+        except Exception as error:
+            log.exception("a transport failed to write")
+            self._sink.broken(OSError(str(error)))
             return
         if self.closed:
             self._sink.finished()
@@ -242,8 +264,26 @@ class Outbox:
             del frames[:whole]
             if taken:
                 frames[0] = memoryview(frames[0])[taken:]
-        if self._below is not None and self.size <= self.park_at:
-            self._below.set()
+        if taken:
+            self._urgent = max(0, self._urgent - taken)  # they go first
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let those who wait for room look again."""
+        if self._drained is not None:
+            self._drained.set()
+
+    def keep_first(self, size: int) -> None:
+        """The sink took nothing and yet must be offered the same first ``size`` bytes again.
+
+        The frames they belong to count as half-sent from now on: nothing overtakes or replaces them.
+        """
+        frames = self._frames
+        whole = 0
+        while whole < len(frames) and size > 0:
+            size -= len(frames[whole])
+            whole += 1
+        frames[:whole] = [memoryview(b"".join(frames[:whole]))]
 
     def resume(self) -> None:
         """The socket can take more: called by the sink after ``watch_writable``."""
@@ -252,21 +292,34 @@ class Outbox:
         self.flush()
         self.progress += before - self.size
 
-    def wait_below(self, timeout: float) -> bool:
-        """Park this greenlet until no more than ``park_at`` bytes wait. Switches greenlets.
+    def has_room(self, size: int = 0) -> bool:
+        """Tell whether ``size`` bytes more can go without waiting: below the high-water mark, and they fit."""
+        if self.size > self.park_at or self.size + size > self.limit:
+            if not self._blocked:
+                self.flush()
+            return self.closed or (self.size <= self.park_at and self.size + min(size, self.limit) <= self.limit)
+        return True
+
+    def wait_for_room(self, timeout: float, size: int = 0) -> bool:
+        """Park this greenlet until ``size`` bytes more can go, or the outbox is closed. Switches greenlets.
+
+        Those who are woken look again one after the other, so a crowd of senders cannot overfill it.
 
         :param timeout: seconds; 0 only asks.
-        :returns: whether there is room; True at once where there is no need to wait, and when closed.
+        :returns: whether there is room.
         """
-        if self.size > self.park_at and not self._blocked:
-            self.flush()
-        if self.size <= self.park_at or self.closed:
+        if self.has_room(size):
             return True
         if timeout <= 0 or gevent.getcurrent() is gevent.get_hub():
             return False
-        if self._below is None or self._below.is_set():
-            self._below = Event()
-        return bool(self._below.wait(timeout))
+        deadline = time.monotonic() + timeout
+        while not self.has_room(size):
+            if self._drained is None or self._drained.is_set():
+                self._drained = Event()
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not self._drained.wait(remaining):
+                return self.has_room(size)
+        return True
 
     def discard(self) -> None:
         """Drop all that is not under way (counted), keeping only the rest of a half-sent frame."""
@@ -275,6 +328,8 @@ class Outbox:
         self._flusher.counters["dropped_undelivered"] += len(frames) - len(kept)
         self._frames = kept
         self.size = sum(map(len, kept))
+        self._urgent = 0
+        self._wake()
 
     def close(self) -> None:
         """Refuse everything from now on, drop (and count) what was never sent, and wake whoever waits."""
@@ -284,8 +339,20 @@ class Outbox:
             self._flusher.counters["dropped_undelivered"] += len(self._frames)
             self._frames = []
         self.size = 0
-        if self._below is not None:
-            self._below.set()
+        self._wake()
+
+
+def stall(crowded: Collection[Outbox], timeout: float) -> None:
+    """Wait for crowded outboxes, at most ``timeout`` seconds for all of them together. Switches greenlets.
+
+    So that a fast publisher cannot cut healthy members off, and a lazy one costs it little.
+    """
+    deadline = time.perf_counter() + timeout
+    for outbox in crowded:
+        remaining = deadline - time.perf_counter()
+        if remaining <= 0:
+            return
+        outbox.wait_for_room(remaining)
 
 
 def _first_bytes(frames: list[Any], at_least: int) -> list[Any]:

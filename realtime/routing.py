@@ -37,11 +37,12 @@ class Route:
     ``own`` are those for the name itself, ``any`` the ``"*"`` handlers after them.
     """
 
-    __slots__ = ("any", "concurrent", "own")
+    __slots__ = ("all", "any", "concurrent", "own")
 
     def __init__(self, own: list[tuple[Handler, dict[str, str]]], any_: list[tuple[Handler, dict[str, str]]]) -> None:
         self.own = own
         self.any = any_
+        self.all = own + any_
         self.concurrent = any(handler.concurrent for handler, _ in own + any_)
 
 

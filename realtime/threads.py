@@ -11,7 +11,11 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import gevent
+import gevent.event
+from gevent._hub_local import get_hub_if_exists
 from gevent.monkey import get_original
+from gevent.pool import Group
+from gevent.threadpool import ThreadPool
 
 from realtime.errors import NotRunning
 
@@ -21,7 +25,8 @@ __all__ = ["HomeThread", "on_home_thread", "run_in_pool"]
 _get_ident = get_original("_thread", "get_ident")
 _allocate_lock = get_original("_thread", "allocate_lock")
 
-HAND_OVER_TIMEOUT = 60.0  # seconds a foreign thread waits; on top of the call's own timeout
+HAND_OVER_TIMEOUT = 60.0  # seconds until the loop must have begun with a call; if not, something holds it
+STOPPING = 5.0  # seconds that a call has to end when the kernel stops under it
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +38,7 @@ class HomeThread:
     def __init__(self) -> None:
         self.ident: int | None = None
         self._hub: Any = None
+        self._carriers = Group()
 
     def settle(self) -> None:
         """The current thread is home from now on."""
@@ -40,9 +46,12 @@ class HomeThread:
         self._hub = gevent.get_hub()
 
     def leave(self) -> None:
-        """No thread is home any more: calls run where they are made, and find a stopped kernel."""
+        """No thread is home any more: calls run where they are made, and find a stopped kernel. Switches."""
         self.ident = None
         self._hub = None
+        # not the one that may be stopping the kernel, for another thread
+        others = [carrier for carrier in self._carriers if carrier is not gevent.getcurrent()]
+        gevent.killall(others, timeout=1.0)
 
     def is_here(self) -> bool:
         """Tell whether the caller runs in the home thread, or there is none."""
@@ -59,43 +68,101 @@ class HomeThread:
     def call(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """Run ``function`` in a greenlet of the home thread; return its result or raise its exception.
 
-        :raises NotRunning: the kernel stopped, or its loop did not get to it within ``HAND_OVER_TIMEOUT``.
+        A plain thread blocks meanwhile; one with an event loop of its own (another kernel's) parks its greenlet.
+
+        :raises NotRunning: the kernel has stopped, or its loop did not begin within ``HAND_OVER_TIMEOUT``.
         """
         hub = self._hub
         if hub is None:
             raise NotRunning("the kernel has stopped")
-        done = _allocate_lock()
-        done.acquire()
-        outcome: list[Any] = []
-
-        def run() -> None:
-            try:
-                outcome.extend((function(*args, **kwargs), None))
-            except BaseException as error:
-                outcome[:] = (None, error)
-            finally:
-                done.release()
-
-        hub.loop.run_callback_threadsafe(gevent.spawn, run)
-        if not done.acquire(timeout=HAND_OVER_TIMEOUT + (kwargs.get("timeout") or 0.0)):
+        errand = _Errand(function, args, kwargs)
+        hub.loop.run_callback_threadsafe(self._carry, errand)
+        if not errand.begun.wait(HAND_OVER_TIMEOUT):
+            errand.cancelled = True
             raise NotRunning("the kernel's event loop did not take over a call from another thread in time")
-        result, error = outcome
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+        while not errand.done.wait(1.0):
+            if self._hub is not hub and not errand.done.wait(STOPPING):
+                raise NotRunning("the kernel stopped in the middle of a call from another thread")
+        if errand.error is not None:
+            raise errand.error
+        return errand.result  # type: ignore[no-any-return]
+
+    def _carry(self, errand: _Errand) -> None:
+        """In the home thread's loop."""
+        if not errand.cancelled:
+            self._carriers.spawn(errand.run)
 
 
-def run_in_pool(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function in a native thread of gevent's pool; only this greenlet waits. Switches greenlets.
+class _Errand:
+    """A call that one thread makes and another carries out."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._work = functools.partial(function, *args, **kwargs)
+        self.begun = _Signal()
+        self.done = _Signal()
+        self.cancelled = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do it, and say so; never raises."""
+        self.begun.set()
+        try:
+            self.result = self._work()
+        except gevent.GreenletExit:
+            self.error = NotRunning("the kernel stopped in the middle of a call from another thread")
+        except BaseException as error:
+            self.error = error
+        self.done.set()
+
+
+class _Signal:
+    """Set once by one thread, waited for by another: natively, or in that thread's own event loop."""
+
+    def __init__(self) -> None:
+        self._hub = get_hub_if_exists()
+        self._lock = _allocate_lock()
+        self._lock.acquire()
+        self._event = gevent.event.Event() if self._hub is not None else None
+
+    def set(self) -> None:
+        """Wake the one that waits."""
+        self._lock.release()
+        if self._hub is not None and self._event is not None:
+            self._hub.loop.run_callback_threadsafe(self._event.set)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait, in the thread that made it; return whether it was set."""
+        if self._event is not None:
+            return bool(self._event.wait(timeout))
+        return bool(self._lock.acquire(timeout=timeout))
+
+
+def run_in_pool(pool: ThreadPool, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function in a native thread of a pool; only this greenlet waits. Switches greenlets.
 
     If it returns a generator, each of its steps runs there too.
     """
-    result = gevent.get_hub().threadpool.apply(function, args)
-    return _pooled(result) if isinstance(result, Generator) else result
+    result = _apply(pool, functools.partial(function, *args))
+    return _pooled(pool, result) if isinstance(result, Generator) else result
 
 
-def _pooled(items: Generator[Any, Any, Any]) -> Generator[Any, None, Any]:
-    pool = gevent.get_hub().threadpool
+def _apply(pool: ThreadPool, work: Callable[[], Any]) -> Any:
+    """Run in the pool; exceptions come back as values, since the pool prints those it sees."""
+
+    def guarded() -> tuple[Any, BaseException | None]:
+        try:
+            return work(), None
+        except BaseException as error:
+            return None, error
+
+    result, error = pool.apply(guarded)
+    if error is not None:
+        raise error
+    return result
+
+
+def _pooled(pool: ThreadPool, items: Generator[Any, Any, Any]) -> Generator[Any, None, Any]:
     end = object()
     returned: list[Any] = []
 
@@ -107,10 +174,10 @@ def _pooled(items: Generator[Any, Any, Any]) -> Generator[Any, None, Any]:
             return end
 
     try:
-        while (item := pool.apply(step)) is not end:
+        while (item := _apply(pool, step)) is not end:
             yield item
     finally:
-        pool.apply(items.close)
+        _apply(pool, items.close)
     return returned[0]
 
 

@@ -179,4 +179,6 @@ class Toolkit:
         number = logging.getLevelName(level.upper())
         if not isinstance(number, int):
             raise ValueError(f"level={level!r}: must be debug, info, warning, error or critical")
-        log.log(number, f"%s {message}", self._connection.id, *args)
+        if log.isEnabledFor(number):
+            # as in logging itself, a text without arguments is no format: it may hold a client's "100%"
+            log.log(number, "%s %s", self._connection.id, message % args if args else message)

@@ -44,12 +44,17 @@ class Watchdog:
     def start(self) -> None:
         """Watch the current thread's loop."""
         loop = gevent.get_hub().loop
-        # libev calls prepare right before it waits for events, check right after
-        self._watchers = [loop.prepare(ref=False), loop.check(ref=False)]
+        # libev calls prepare right before it waits for events, check right after. gevent switches to greenlets in
+        # a prepare watcher of its own: ours must come after that one, or they would pass for waiting.
+        self._watchers = [
+            loop.prepare(ref=False, priority=loop.MINPRI),  # type: ignore[attr-defined]
+            loop.check(ref=False, priority=loop.MAXPRI),  # type: ignore[attr-defined]
+        ]
         self._watchers[0].start(self._before_wait)
         self._watchers[1].start(self._after_wait)
         self._generation += 1
         self._waiting = True
+        loop.run_callback(self._after_wait)  # the first turn runs greenlets before it ever waits
         _start_new_thread(self._watch, (_get_ident(), self._generation))
 
     def stop(self) -> None:
@@ -82,16 +87,21 @@ class Watchdog:
                 self._warn(ident, held)
 
     def _warn(self, ident: int, held: float) -> None:
-        self.count += 1
         frame = sys._current_frames().get(ident)
         try:
-            log.warning("the event loop is held for more than %.0f ms by %s", held * 1000, _culprit(frame))
+            culprit = _culprit(frame)
         finally:
             del frame
+        if culprit is None:
+            # nobody's handler: mostly the machine that gave this process no time
+            log.debug("the event loop stood still for more than %.0f ms", held * 1000)
+        else:
+            self.count += 1
+            log.warning("the event loop is held for more than %.0f ms by %s", held * 1000, culprit)
 
 
-def _culprit(frame: FrameType | None) -> str:
-    """Name the innermost line that is the application's own, and the handler it was called from."""
+def _culprit(frame: FrameType | None) -> str | None:
+    """Name the innermost line that is the application's own, and the handler it was called from; None if none is."""
     line = handler = None
     while frame is not None:
         filename = frame.f_code.co_filename
@@ -101,5 +111,5 @@ def _culprit(frame: FrameType | None) -> str:
             handler = frame.f_code.co_name
         frame = frame.f_back
     if line is None:
-        return "realtime itself"
+        return None
     return f"handler {handler} ({line})"

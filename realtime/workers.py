@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextvars
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 import gevent
@@ -37,6 +38,7 @@ class Workers:
         self._scheduled = False
         self._stopped = False
         self._turn_ends = 0.0
+        self.parked_jobs = 0
         self._context = contextvars.copy_context()
 
     @property
@@ -52,6 +54,25 @@ class Workers:
     def busy_others(self) -> int:
         """Jobs that are ready or running, but for the caller's own."""
         return len(self._ready) + len(self._busy - {gevent.getcurrent()})
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """While a job waits for a client: ``parked_jobs`` counts it, if this greenlet is a worker."""
+        is_job = gevent.getcurrent() in self._busy
+        self.parked_jobs += is_job
+        try:
+            yield
+        finally:
+            self.parked_jobs -= is_job
+
+    def runs_current(self) -> bool:
+        """Tell whether the caller's greenlet is one of these workers."""
+        return gevent.getcurrent() in self._busy
+
+    @property
+    def stopping(self) -> bool:
+        """Whether jobs are being ended."""
+        return self._stopped
 
     def submit(self, job: Job) -> None:
         """Have ``job`` run in a worker, soon and after those submitted before. Never switches.

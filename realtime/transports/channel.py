@@ -6,9 +6,14 @@ costs a watcher and a few small objects.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import math
+import select
 import socket as stdlib_socket
 import ssl
+import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -35,8 +40,12 @@ __all__ = ["Channel", "ChannelOwner"]
 log = logging.getLogger("realtime.websocket")
 
 _PlainSocket: type[stdlib_socket.socket] = get_original("socket", "socket")
+_new_poller = get_original("select", "poll")
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _READ, _WRITE = 1, 2  # libev's names for the two kinds of readiness
 RECEIVE = 64 * KiB
+TLS_RECORD = 16 * KiB  # the most that OpenSSL encrypts at a time (RFC 8446 section 5.1)
+PAUSED_LOOK = 1.0  # seconds between looks at a connection that is not read because its inbox is full
 LINGER = 1.0  # seconds after the close handshake for the peer to end the TCP connection
 
 
@@ -48,6 +57,9 @@ class ChannelOwner(Protocol):
 
     def message_received(self, data: bytes, is_text: bool) -> None:
         """A whole message: text is valid UTF-8, still as bytes. Must not wait."""
+
+    def hung_up(self) -> None:
+        """No more can come than the socket holds now; it is all read. Must not wait."""
 
     def channel_closed(self, code: int, reason: str) -> None:
         """The connection is over for the application; called once. Must not wait."""
@@ -62,11 +74,15 @@ class Channel:
     """
 
     __slots__ = (
+        "__weakref__",
         "_alive",
         "_close_by",
         "_ended",
+        "_eof",
         "_heartbeat",
         "_heartbeats",
+        "_last_read",
+        "_look_at",
         "_limits",
         "_on_end",
         "_over",
@@ -74,6 +90,7 @@ class Channel:
         "_paused",
         "_pinged",
         "_progress",
+        "_queued",
         "_reader",
         "_sock",
         "_writer",
@@ -108,6 +125,10 @@ class Channel:
         self._ended = False  # the socket is closed
         self._alive = time.monotonic()
         self._progress = 0
+        self._queued = 0  # bytes in the socket that the peer had not taken, when last looked at
+        self._look_at = math.inf  # when Heartbeats will next call tick
+        self._eof = False  # the peer will send no more
+        self._last_read = False  # it has said so: what the socket holds is read whatever the inbox holds
         self._pinged: float | None = None
         self._close_by: float | None = None
 
@@ -120,12 +141,13 @@ class Channel:
         self._owner = owner
         self.outbox = outbox
         outbox.put_first(response)
+        outbox.flush()  # before anything that answers what came with the request
 
     def begin(self, leftover: bytes) -> None:
         """Begin to read; ``leftover`` came with the request. Called once the owner is ready."""
         self._reader.start(self._readable)
         if self._heartbeat is not None:
-            self._heartbeats.add(self._alive + self._heartbeat.interval, self)
+            self._look(self._alive + self._heartbeat.interval)
         if leftover:
             self._process(leftover)
 
@@ -148,6 +170,10 @@ class Channel:
             self._lost(str(error))
             return
         if not data:
+            self._eof = True
+            if self._close_by is not None and self.outbox.size:
+                self._reader.stop()  # it said goodbye, and may still read what it was sent before
+                return
             self.protocol.receive_eof()
             self._lost("connection lost")
             return
@@ -182,9 +208,10 @@ class Channel:
 
     def pause_reading(self) -> None:
         """Leave what comes in the socket: TCP pushes back."""
-        if not self._paused and not self._ended:
+        if not self._paused and not self._ended and not self._last_read:
             self._paused = True
             self._reader.stop()
+            self._look(time.monotonic() + PAUSED_LOOK)
 
     def resume_reading(self) -> None:
         """Read again, what had been read but not parsed first."""
@@ -193,18 +220,22 @@ class Channel:
             self._alive = time.monotonic()
             if self.protocol.has_pending:
                 self._process(b"")
-            if not self._paused and not self._ended:
+            if not self._paused and not self._ended and not self._eof:
                 self._reader.start(self._readable)
 
     # Writing: the outbox's sink ------------------------------------------------------------------------
 
     def write(self, frames: list[bytes]) -> int:
         """Send what the socket takes."""
+        sent = 0
         try:
-            sent: int = self._sock.send(frames[0] if len(frames) == 1 else b"".join(frames))
-            return sent
+            sent = self._sock.send(frames[0] if len(frames) == 1 else b"".join(frames))
         except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return 0
+            pass
+        if not sent and type(self._sock) is not _PlainSocket:
+            # OpenSSL has encrypted a record already, and must be offered the same bytes again
+            self.outbox.keep_first(TLS_RECORD)
+        return sent
 
     def watch_writable(self) -> None:
         """Resume the outbox once the socket can take more."""
@@ -231,11 +262,15 @@ class Channel:
         """Our close frame is out. If the peer's came, say that we will send no more."""
         if self.protocol.state is State.CLOSED and not self._ended:
             self._close_by = time.monotonic() + LINGER
-            self._heartbeats.add(self._close_by, self)
+            self._look(self._close_by)
             try:
+                if type(self._sock) is not _PlainSocket:
+                    _say_goodbye(self._sock)
                 self._sock.shutdown(stdlib_socket.SHUT_WR)
             except OSError:
                 self._end(CloseCode.ABNORMAL, "connection lost")
+            if self._eof:
+                self._lost("connection closed")
 
     # Ending ----------------------------------------------------------------------------------------
 
@@ -263,7 +298,7 @@ class Channel:
     def _finish_with(self, frames: bytes) -> None:
         """Send the last frames, and give the peer until the deadline to end the connection."""
         self._close_by = time.monotonic() + self._limits.close_handshake
-        self._heartbeats.add(self._close_by, self)
+        self._look(self._close_by)
         self.outbox.put_last(frames)
         self.outbox.flush()
         if self._paused:
@@ -302,46 +337,98 @@ class Channel:
 
     def tick(self, now: float) -> float | None:
         """Called by Heartbeats: ping, or give up. Returns when to be called again."""
-        if self._ended:
+        if self._ended or now < self._look_at:  # an earlier look has made this one needless
             return None
+        again = self._look_now(now)
+        self._look_at = math.inf if again is None else again
+        return again
+
+    def _look(self, due: float) -> None:
+        """Ask for a look at ``due``, unless an earlier one is coming."""
+        if due < self._look_at:
+            self._look_at = due
+            self._heartbeats.add(due, self)
+
+    def _look_now(self, now: float) -> float | None:
         if self._close_by is not None:
             if now < self._close_by:
                 return self._close_by
             self._lost("the close handshake was not answered in time")
             return None
-        if self._heartbeat is None:
-            return None
-        return self._check_life(now, self._heartbeat)
+        if self._paused and _has_hung_up(self._sock):
+            self._read_the_rest()
+            return None if self._ended else now + PAUSED_LOOK
+        due = self._check_life(now, self._heartbeat) if self._heartbeat is not None else None
+        if self._paused and not self._ended:
+            return now + PAUSED_LOOK if due is None else min(due, now + PAUSED_LOOK)
+        return due
+
+    def _read_the_rest(self) -> None:
+        """The peer has ended while we did not read: take what is left, so that it leaves now and not later."""
+        self._last_read = True
+        self._owner.hung_up()
+        self.resume_reading()
 
     def _check_life(self, now: float, heartbeat: Heartbeat) -> float | None:
-        if self.outbox.progress != self._progress:
-            # a slow reader that takes bytes is alive, even though our ping waits behind them
-            self._progress = self.outbox.progress
-            self._alive = now
-        if self._paused:
-            # We do not read, so its pong cannot be seen; the system tells if the connection broke.
-            if self._sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR):
-                self._lost("connection lost")
-                return None
+        if self._takes_bytes():
             self._alive = now
         if self._pinged is not None and self._alive < self._pinged:
             if now < self._pinged + heartbeat.timeout:
                 return self._pinged + heartbeat.timeout
-            self._give_up(heartbeat)
-            return None
+            if self._paused and not self._queued:
+                self._alive = now  # it took the ping; its pong waits where we do not read
+                return now + heartbeat.interval
+            return self._give_up(now, heartbeat)
         if now < self._alive + heartbeat.interval:
             return self._alive + heartbeat.interval
         self._pinged = now
         self.outbox.put_first(self.protocol.ping())
         return now + min(heartbeat.timeout, heartbeat.interval)
 
-    def _give_up(self, heartbeat: Heartbeat) -> None:
+    def _takes_bytes(self) -> bool:
+        """Tell whether the peer took bytes since the last look: a slow reader lives, though our ping is stuck."""
+        progress, queued = self.outbox.progress, _bytes_queued(self._sock)
+        took = progress != self._progress or queued < self._queued
+        self._progress, self._queued = progress, queued
+        return took
+
+    def _give_up(self, now: float, heartbeat: Heartbeat) -> float | None:
         """No sign of life: leave word, in case the peer wakes up, and close."""
+        if not self._paused:
+            self._readable()  # after a blocked loop its pong may be here, not yet looked at
+            if self._ended or self._close_by is not None:
+                return self._close_by
+            if self._pinged is not None and self._alive >= self._pinged:
+                return self._alive + heartbeat.interval
         reason = f"no pong within {heartbeat.timeout:g} s"
         self.outbox.discard()
         self.outbox.put_last(self.protocol.close(CloseCode.HEARTBEAT_TIMEOUT, reason))
         self.outbox.flush()
         self._end(CloseCode.HEARTBEAT_TIMEOUT, reason)
+        return None
+
+
+def _has_hung_up(sock: Any) -> bool:
+    """Tell whether the peer has ended its side, or the connection broke, without reading anything."""
+    poller = _new_poller()
+    poller.register(sock.fileno(), _HANG_UP)
+    return bool(poller.poll(0))
+
+
+def _bytes_queued(sock: Any) -> int:
+    """Return how many bytes wait in the socket for the peer to take them; 0 where the system does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+    except OSError:
+        return 0
+
+
+def _say_goodbye(sock: Any) -> None:
+    """Send TLS's close_notify (RFC 8446 section 6.1); the peer's own is not waited for."""
+    try:
+        sock.unwrap()
+    except (OSError, ValueError):
+        pass
 
 
 def _take_over(sock: Any) -> stdlib_socket.socket:

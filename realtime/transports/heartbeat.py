@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import time
+import weakref
 from itertools import count
 from typing import Protocol
 
@@ -29,7 +30,8 @@ class Heartbeats:
     """Calls ``tick`` of everything added when it asked for it, at most a second late."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Watched]] = []
+        # weak, so that a connection that has ended is not kept until it would have been due
+        self._heap: list[tuple[float, int, weakref.ref[Watched]]] = []
         self._order = count()
         self._greenlet: gevent.Greenlet[..., None] | None = None
 
@@ -38,15 +40,15 @@ class Heartbeats:
 
     def add(self, due: float, watched: Watched) -> None:
         """Call ``watched.tick`` at ``due``, monotonic seconds."""
-        heapq.heappush(self._heap, (due, next(self._order), watched))
+        heapq.heappush(self._heap, (due, next(self._order), weakref.ref(watched)))
 
     def run_due(self, now: float) -> float:
         """Tick everything that is due; return the seconds until the next is."""
         heap = self._heap
         while heap and heap[0][0] <= now:
-            watched = heapq.heappop(heap)[2]
-            again = watched.tick(now)
-            if again is not None:
+            watched = heapq.heappop(heap)[2]()
+            again = watched.tick(now) if watched is not None else None
+            if watched is not None and again is not None:
                 self.add(max(again, now + SHORTEST_SLEEP), watched)
         return min(max(heap[0][0] - now, SHORTEST_SLEEP), LONGEST_SLEEP) if heap else LONGEST_SLEEP
 

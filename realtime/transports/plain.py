@@ -109,7 +109,7 @@ class WebSocket:
         else:
             raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
         outbox = self._outbox
-        if outbox.size > outbox.park_at and not outbox.wait_below(self._limits.backpressure_timeout):
+        if not outbox.wait_for_room(self._limits.backpressure_timeout, len(payload)):
             self._channel.overflowed()
         if self.close_code is not None:
             raise ConnectionClosed(self.close_code, self.close_reason)
@@ -137,6 +137,9 @@ class WebSocket:
         if len(self._inbox) >= self._limits.inbox:
             self._channel.pause_reading()
         self._changed.set()
+
+    def hung_up(self) -> None:
+        """Keep what is left, whatever waits already."""
 
     def channel_closed(self, code: int, reason: str) -> None:
         """Wake whoever waits."""
@@ -238,7 +241,7 @@ class PlainServer:
             log.debug("a handler ended with its connection: %s", error)
         except gevent.GreenletExit:
             websocket._channel.close(CloseCode.GOING_AWAY, "server stopping")
-        except Exception:
+        except BaseException:  # a gevent.Timeout or sys.exit() of its own too: the client must hear of it
             log.exception("the handler of a WebSocket failed")
             self._counters["handler_errors"] += 1
             websocket.close(CloseCode.INTERNAL_ERROR, "internal error")

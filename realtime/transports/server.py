@@ -242,12 +242,12 @@ class WebSocketServer:
         except Reject as reject:
             self.counters["unauthenticated"] += 1
             raise HandshakeError(reject.status, reject.message) from None
-        except gevent.Timeout as expired:
-            if expired is not deadline:
-                raise
-            log.error("authenticate took longer than %g s", self._options.limits.handshake)
-            raise HandshakeError(503, "Authentication took too long.") from None
-        except Exception:
+        except gevent.GreenletExit:
+            raise
+        except BaseException as error:  # also a gevent.Timeout of its own
+            if error is deadline:
+                log.error("authenticate took longer than %g s", self._options.limits.handshake)
+                raise HandshakeError(503, "Authentication took too long.") from None
             log.exception("authenticate failed")
             raise HandshakeError(500, "Authentication failed on the server's side.") from None
         finally:

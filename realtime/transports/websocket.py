@@ -65,6 +65,10 @@ class WebSocketConnection(Connection):
     def _expected(self) -> str:
         return "binary" if self._binary else "text"
 
+    def hung_up(self) -> None:
+        """Take what is left, whatever the inbox holds."""
+        self.leaving = True
+
     def channel_closed(self, code: int, reason: str) -> None:
         """The client is gone."""
         self._hub.disconnect(self, reason, code=code)
