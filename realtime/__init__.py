@@ -4,7 +4,7 @@ Importing this package monkey-patches nothing.
 """
 
 from realtime.codes import CloseCode, ErrorCode
-from realtime.config import Heartbeat, KiB, Limits, MiB
+from realtime.config import Heartbeat, KiB, Limits, MeshOptions, MiB
 from realtime.connection import Connection, Context
 from realtime.errors import (
     BadMessage,
@@ -27,6 +27,7 @@ from realtime.message import Message
 from realtime.signaling import WebRTCSignalingBridge
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
+from realtime.transports.mesh import PeerMeshTransport
 from realtime.transports.websocket import WebSocketTransport
 
 __all__ = [
@@ -42,10 +43,12 @@ __all__ = [
     "Heartbeat",
     "KiB",
     "Limits",
+    "MeshOptions",
     "Message",
     "MessageTooBig",
     "MiB",
     "NotRunning",
+    "PeerMeshTransport",
     "PortInUse",
     "RealtimeError",
     "RealtimeKernel",

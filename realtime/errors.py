@@ -82,9 +82,11 @@ class Reject(RealtimeError):
     default_code = ErrorCode.REJECTED
 
     def __init__(self, message: str = "rejected", *, code: str | None = None, status: int = 403) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"Reject(status={status!r}): must be an HTTP error, 400 to 599")
         super().__init__(message)
-        self.message = message
-        self.code = code or self.default_code
+        self.message = str(message)
+        self.code = str(code or self.default_code)
         self.status = status
 
 
@@ -184,4 +186,11 @@ class HandshakeError(ProtocolError):
 
 
 class MeshError(ProtocolError):
-    """A mesh link that is broken, or was refused; the text says why."""
+    """A mesh link that is broken, or was refused; the text says why.
+
+    :param reason: the one word for it that the other side is told and counters are named after.
+    """
+
+    def __init__(self, message: str, *, reason: str = "broken") -> None:
+        super().__init__(message)
+        self.reason = reason

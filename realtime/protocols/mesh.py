@@ -73,7 +73,7 @@ class Kind(IntEnum):
 
 
 class Role(str, Enum):
-    """Who opened the TCP connection."""
+    """Which side of the TCP connection a node is on."""
 
     DIALLER = "dialler"
     LISTENER = "listener"
@@ -114,8 +114,9 @@ _SHAPES: dict[Kind, tuple[tuple[type, ...], ...]] = {
 }
 
 
-class Reason(str, Enum):
-    """Why a link ends: said in ``bye``, shown in ``mesh:left``, counted."""
+class Reason:
+    """Why a link ends: said in ``bye``, shown in ``mesh:left``, counted. Plain strings: a later version may say
+    more."""
 
     LEAVING = "leaving"  # the node stops
     DUPLICATE = "duplicate"  # the two nodes have a link already
@@ -125,7 +126,6 @@ class Reason(str, Enum):
     SECRET = "secret"  # does not know the secret
     SELF = "self"  # a node dialled its own address
     NODE_ID = "node_id"  # another node with our id
-    BUSY = "busy"  # too many handshakes at once
     TIMEOUT = "timeout"  # did not prove the secret in time
     BROKEN = "broken"  # broke the protocol
     SILENT = "silent"  # no sign of life
@@ -259,7 +259,7 @@ class MeshProtocol:
         """End the link; return the last frame. What is received from now on is ignored."""
         self.state = State.CLOSED
         self._unread = memoryview(b"")
-        return self.data_to_send() + _pack((Kind.BYE.value, str.__str__(reason), text[:TEXT_LENGTH]))
+        return self.data_to_send() + _pack((Kind.BYE.value, reason, text[:TEXT_LENGTH]))
 
     def _send(self, kind: Kind, *fields: object) -> None:
         self._replies.append(_pack((kind.value, *fields)))
@@ -315,7 +315,7 @@ class MeshProtocol:
                     raise MeshError(f"a frame of more than {FRAME_SIZE} bytes") from None
                 self._feed()
             except (ValueError, TypeError, msgpack.UnpackException) as error:
-                raise MeshError(f"not MessagePack as nodes speak it: {error or type(error).__name__}") from None
+                raise MeshError(f"not MessagePack as nodes speak it: {str(error) or type(error).__name__}") from None
             else:
                 self._fed = 0
                 if frame is None:
@@ -340,7 +340,7 @@ class MeshProtocol:
         if kind is Kind.HELLO and len(frame) > 1 and frame[1] != WIRE_VERSION:
             # before the shape is looked at: another version may have another one
             raise MeshError(
-                f"speaks version {_shown(frame[1])} of the wire, not {WIRE_VERSION}", reason=Reason.VERSION.value
+                f"speaks version {_shown(frame[1])} of the wire, not {WIRE_VERSION}", reason=Reason.VERSION
             )
         fields = frame[1:]
         shape = _SHAPES[kind]
@@ -360,11 +360,11 @@ class MeshProtocol:
         own = self.hello
         self.peer = Hello(node, cluster, instance, nonce, address)
         if cluster != own.cluster:
-            raise MeshError(f"of cluster {cluster!r}, not {own.cluster!r}", reason=Reason.CLUSTER.value)
+            raise MeshError(f"of cluster {cluster!r}, not {own.cluster!r}", reason=Reason.CLUSTER)
         if instance == own.instance:
-            raise MeshError("this node itself", reason=Reason.SELF.value)
+            raise MeshError("this node itself", reason=Reason.SELF)
         if node == own.node:
-            raise MeshError(f"another node with our id, {node!r}", reason=Reason.NODE_ID.value)
+            raise MeshError(f"another node with our id, {node!r}", reason=Reason.NODE_ID)
         self.state = State.PROVING
         theirs = Role.LISTENER if self.role is Role.DIALLER else Role.DIALLER
         self._hellos[theirs] = fields
@@ -377,7 +377,7 @@ class MeshProtocol:
         assert self.peer is not None
         theirs = Role.LISTENER if self.role is Role.DIALLER else Role.DIALLER
         if not hmac.compare_digest(fields[0], self._proof(theirs)):
-            raise MeshError(f"{self.peer.node!r} does not know our secret", reason=Reason.SECRET.value)
+            raise MeshError(f"{self.peer.node!r} does not know our secret", reason=Reason.SECRET)
         if self.role is Role.LISTENER:
             self._send(Kind.PROOF, self._proof(Role.LISTENER))
         self.state = State.DECIDING if self.decides else State.WAITING
