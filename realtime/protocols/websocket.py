@@ -109,6 +109,7 @@ class WebSocketProtocol:
     __slots__ = (
         "_between",
         "_buffer",
+        "_close_due",
         "_control",
         "_deflate",
         "_fin",
@@ -154,6 +155,7 @@ class WebSocketProtocol:
         self._head_size = 6 if role is Role.SERVER else 2  # of a frame of up to 125 bytes
         self._plain = role is Role.SERVER and deflate is None
         self._sent_close: tuple[int, str] | None = None
+        self._close_due = False  # our last frame is among the replies: messages may still go before it
         self._buffer = b""  # received, but not parsed from _position on
         self._position = 0
         self._between = True  # neither a frame nor a message has begun
@@ -233,6 +235,7 @@ class WebSocketProtocol:
         """
         replies = self.replies
         self.replies = []
+        self._close_due = False
         return replies
 
     def _join(self, data: bytes) -> tuple[bytes, int]:
@@ -374,6 +377,7 @@ class WebSocketProtocol:
             code, reason = parse_close(payload)
             if self.state is State.OPEN:
                 self.replies.append(self._frame(_CLOSE, payload[:2]))
+                self._close_due = True
             self._end(code, reason)
             events.append(CloseReceived(code, reason))
 
@@ -382,8 +386,8 @@ class WebSocketProtocol:
     def encode_text(self, payload: bytes) -> bytes:
         """Return the frame of a text message. ``payload`` must be UTF-8; this is not checked.
 
-        Frames must be written in the order they were encoded. Raises ConnectionClosed once a close frame went
-        either way.
+        Frames must be written in the order they were encoded. Raises ConnectionClosed once a close frame of ours
+        is out; while it is only among the replies a message may still go before it (RFC 6455 section 5.5.1).
         """
         if self._plain and self.state is _OPEN:
             return text_frame(payload)
@@ -415,7 +419,8 @@ class WebSocketProtocol:
         return self._frame(_CLOSE, payload)
 
     def _encode(self, opcode: int, payload: bytes) -> bytes:
-        self._require_open()
+        if not self._close_due:
+            self._require_open()
         deflate = self._deflate
         if deflate is not None and len(payload) >= deflate.min_size:
             return self._frame(opcode, deflate.compress(payload), rsv1=True)
@@ -440,6 +445,7 @@ class WebSocketProtocol:
         error.__traceback__ = error.__context__ = None  # these would keep the call's buffers alive
         if self.state is _OPEN:
             self.replies.append(self._frame(_CLOSE, render_close(error.code, str(error))))
+            self._close_due = True
         self._end(int(error.code), str(error))
         events.append(Failed(error))
 

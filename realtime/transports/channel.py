@@ -58,6 +58,12 @@ class ChannelOwner(Protocol):
     def message_received(self, data: bytes, is_text: bool) -> None:
         """A whole message: text is valid UTF-8, still as bytes. Must not wait."""
 
+    def is_done(self) -> bool:
+        """Whether everything received so far has been dealt with, so that the connection may end.
+
+        If not, the end is held back until ``release_end``, ``Limits.close_handshake`` seconds at most.
+        """
+
     def hung_up(self) -> None:
         """No more can come than the socket holds now; it is all read. Must not wait."""
 
@@ -81,9 +87,11 @@ class Channel:
         "_eof",
         "_heartbeat",
         "_heartbeats",
+        "_held",
+        "_held_until",
         "_last_read",
-        "_look_at",
         "_limits",
+        "_look_at",
         "_on_end",
         "_over",
         "_owner",
@@ -127,6 +135,8 @@ class Channel:
         self._progress = 0
         self._queued = 0  # bytes in the socket that the peer had not taken, when last looked at
         self._look_at = math.inf  # when Heartbeats will next call tick
+        self._held: CloseReceived | Failed | None = None  # the end, until the owner is done
+        self._held_until = 0.0
         self._eof = False  # the peer will send no more
         self._last_read = False  # it has said so: what the socket holds is read whatever the inbox holds
         self._pinged: float | None = None
@@ -193,11 +203,9 @@ class Channel:
                     if isinstance(event, (TextReceived, BinaryReceived)):
                         if self._close_by is None:
                             owner.message_received(event.data, type(event) is TextReceived)
-                    elif isinstance(event, CloseReceived):
-                        self._peer_closed(event)
-                    elif isinstance(event, Failed):
-                        self._failed(event)
-                if protocol.replies:
+                    elif isinstance(event, (CloseReceived, Failed)):
+                        self._hold_end(event)
+                if protocol.replies and self._held is None:
                     self.outbox.put_first(b"".join(protocol.data_to_send()))
                 if not protocol.has_pending or self._paused:
                     return
@@ -220,7 +228,7 @@ class Channel:
             self._alive = time.monotonic()
             if self.protocol.has_pending:
                 self._process(b"")
-            if not self._paused and not self._ended and not self._eof:
+            if not self._paused and not self._ended and not self._eof and self._held is None:
                 self._reader.start(self._readable)
 
     # Writing: the outbox's sink ------------------------------------------------------------------------
@@ -276,10 +284,33 @@ class Channel:
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin the close handshake after what waits in the outbox. The owner is told at once; never waits."""
+        self.release_end()
         if self._over or self.protocol.state is not State.OPEN:
             return
         self._finish_with(self.protocol.close(code, reason))
         self._tell_owner(code, reason)
+
+    def _hold_end(self, event: CloseReceived | Failed) -> None:
+        """The last event there is: it takes effect once what came before it has been dealt with."""
+        self._held = event
+        if self._over or self._owner.is_done():
+            self.release_end()
+        else:
+            self._reader.stop()
+            self._held_until = time.monotonic() + self._limits.close_handshake
+            self._look(self._held_until)
+
+    def release_end(self) -> None:
+        """The owner has dealt with everything: end, if that was held back. Never waits."""
+        event, self._held = self._held, None
+        if self._ended or event is None:
+            return
+        if not self._eof:
+            self._reader.start(self._readable)
+        if isinstance(event, CloseReceived):
+            self._peer_closed(event)
+        else:
+            self._failed(event)
 
     def _peer_closed(self, event: CloseReceived) -> None:
         """The peer's close frame: answered, if we had not sent ours."""
@@ -290,8 +321,7 @@ class Channel:
         self._tell_owner(event.code, event.reason or "closed by the client")
 
     def _failed(self, event: Failed) -> None:
-        """The peer broke the protocol: the close frame that says so overtakes what waits."""
-        self.outbox.discard()
+        """The peer broke the protocol: say so, after what it is still owed."""
         self._finish_with(b"".join(self.protocol.data_to_send()))
         self._tell_owner(event.error.code, str(event.error))
 
@@ -355,6 +385,11 @@ class Channel:
                 return self._close_by
             self._lost("the close handshake was not answered in time")
             return None
+        if self._held is not None:
+            if now < self._held_until:
+                return self._held_until
+            self.release_end()
+            return self._close_by
         if self._paused and _has_hung_up(self._sock):
             self._read_the_rest()
             return None if self._ended else now + PAUSED_LOOK

@@ -58,6 +58,7 @@ class WebSocket:
         self._limits = limits
         self._outbox = Outbox(opening.channel, flusher, limits)
         self._inbox: deque[tuple[bytes, bool]] = deque()
+        self._receiving = False
         self._changed = Event()  # something came, or the connection ended
         self._ended = Event()
 
@@ -69,22 +70,33 @@ class WebSocket:
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Return the next message: str for text, bytes for binary. Switches greenlets.
 
+        What was received before the other side closed, or broke the protocol, is returned first and can still be
+        answered: the connection ends when ``receive`` is called after it.
+
         :param timeout: seconds; None waits as long as the connection lives.
         :raises ConnectionClosed: it is closed and every message has been returned.
         :raises TimedOut: nothing came in time.
         """
+        self._receiving = True
+        try:
+            self._wait_for_message(timeout)
+        finally:
+            self._receiving = False
+        data, is_text = self._inbox.popleft()
+        if len(self._inbox) < self._limits.inbox:
+            self._channel.resume_reading()
+        return data.decode() if is_text else data
+
+    def _wait_for_message(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._inbox:
+            self._channel.release_end()
             if self.close_code is not None:
                 raise ConnectionClosed(self.close_code, self.close_reason)
             self._changed.clear()
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._changed.wait(remaining) and not self._inbox:
                 raise TimedOut(f"no message within {timeout} s")
-        data, is_text = self._inbox.popleft()
-        if len(self._inbox) < self._limits.inbox:
-            self._channel.resume_reading()
-        return data.decode() if is_text else data
 
     def __iter__(self) -> Iterator[str | bytes]:
         """Iterate over the messages until the connection is closed, however that happens."""
@@ -137,6 +149,10 @@ class WebSocket:
         if len(self._inbox) >= self._limits.inbox:
             self._channel.pause_reading()
         self._changed.set()
+
+    def is_done(self) -> bool:
+        """Whether the handler has taken every message, answered it if it wants to, and waits for more."""
+        return self._receiving and not self._inbox
 
     def hung_up(self) -> None:
         """Keep what is left, whatever waits already."""

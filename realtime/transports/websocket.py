@@ -65,6 +65,10 @@ class WebSocketConnection(Connection):
     def _expected(self) -> str:
         return "binary" if self._binary else "text"
 
+    def is_done(self) -> bool:
+        """A client that ends leaves at once; what it had sent is handled all the same."""
+        return True
+
     def hung_up(self) -> None:
         """Take what is left, whatever the inbox holds."""
         self.leaving = True

@@ -380,6 +380,7 @@ def test_nothing_is_sent_after_a_close_frame() -> None:
     closing, closed = server(), server()
     closing.close(4000, "ours")
     closed.receive_data(masked(Opcode.CLOSE, b"\x0f\xa1theirs"))
+    assert closed.data_to_send() != []
     for protocol, code, reason in ((closing, 4000, "ours"), (closed, 4001, "theirs")):
         for send in (
             lambda p=protocol: p.encode_text(b""),
@@ -390,6 +391,15 @@ def test_nothing_is_sent_after_a_close_frame() -> None:
             with pytest.raises(ConnectionClosed) as caught:
                 send()
             assert (caught.value.code, caught.value.reason) == (code, reason)
+
+
+def test_a_message_may_still_go_before_our_answer_to_a_close_frame() -> None:
+    protocol = server()
+    protocol.receive_data(masked(Opcode.CLOSE, b"\x03\xe8"))
+    assert protocol.encode_text(b"last") == encode_frame(Opcode.TEXT, b"last")
+    assert protocol.data_to_send() == [encode_frame(Opcode.CLOSE, b"\x03\xe8")]
+    with pytest.raises(ConnectionClosed):
+        protocol.encode_text(b"too late")
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000])
