@@ -232,9 +232,15 @@ class RealtimeKernel:
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM or a call of ``stop``, drain and stop. Blocks; switches."""
-        self.start()
-        stop_requested = self._stop_requested = Event()
+        stop_requested = Event()
         watchers = [gevent.signal_handler(number, stop_requested.set) for number in drain.SIGNALS]
+        try:
+            self.start()
+        except BaseException:
+            for watcher in watchers:
+                watcher.cancel()
+            raise
+        self._stop_requested = stop_requested
         try:
             stop_requested.wait()
             log.info("stopping: clients are told to come back")

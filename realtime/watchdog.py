@@ -46,10 +46,13 @@ class Watchdog:
         loop = gevent.get_hub().loop
         # libev calls prepare right before it waits for events, check right after. gevent switches to greenlets in
         # a prepare watcher of its own: ours must come after that one, or they would pass for waiting.
-        self._watchers = [
-            loop.prepare(ref=False, priority=loop.MINPRI),  # type: ignore[attr-defined]
-            loop.check(ref=False, priority=loop.MAXPRI),  # type: ignore[attr-defined]
-        ]
+        try:
+            self._watchers = [
+                loop.prepare(ref=False, priority=loop.MINPRI),  # type: ignore[attr-defined]
+                loop.check(ref=False, priority=loop.MAXPRI),  # type: ignore[attr-defined]
+            ]
+        except TypeError:
+            return  # gevent's libuv loop has none of these: there handlers that hold it are not named
         self._watchers[0].start(self._before_wait)
         self._watchers[1].start(self._after_wait)
         self._generation += 1

@@ -1,0 +1,412 @@
+"""The command line as people use it: in a process of its own, with real clients, signals and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from programs import PATIENCE, Program
+from requirements import module
+
+from realtime.cli import main
+from realtime.startup import unpatched_modules
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+SOCKET = r"(wss?://127\.0\.0\.1:(\d+)/\S*)"
+KERNEL = """
+from realtime import RealtimeKernel, WebSocketTransport
+
+kernel = RealtimeKernel([WebSocketTransport(port=0, path="/realtime")])
+"""
+BLOCKING = f"""
+import time
+{KERNEL}
+released = False
+
+@kernel.on("sleep")
+def sleep(message, context, toolkit):
+    toolkit.rooms.broadcast({{"type": "sleeping"}}, "watchers")
+    while not released:  # without patching nobody could ever release it
+        time.sleep(0.01)
+    return "released"
+
+@kernel.on("watch")
+def watch(message, context, toolkit):
+    toolkit.rooms.join("watchers")
+
+@kernel.on("release")
+def release(message, context, toolkit):
+    global released
+    released = True
+"""
+
+
+def app(folder: Path, text: str, name: str = "app") -> Path:
+    """Write a module; return the folder to start the command in."""
+    path = folder.joinpath(*name.split(".")).with_suffix(".py")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text))
+    return folder
+
+
+def serving(folder: Path, target: str = "app:kernel", *options: str) -> Program:
+    """Start ``realtime serve``."""
+    return Program(Path("-m"), "realtime", "serve", target, *options, cwd=folder)
+
+
+def run(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``realtime`` to its end."""
+    command = [sys.executable, "-m", "realtime", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
+    )
+
+
+def connect(url: str, **options: Any) -> ClientConnection:
+    made: ClientConnection = module("websockets.sync.client").connect(url, **options)
+    return made
+
+
+def send(client: ClientConnection, type_: str) -> None:
+    client.send(json.dumps({"type": type_, "ack": type_}))
+
+
+def receive(client: ClientConnection) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(client.recv(timeout=PATIENCE))
+    return message
+
+
+def ask(client: ClientConnection, type_: str) -> Any:
+    """Send a message and return its ack's result; the next message must be the ack."""
+    send(client, type_)
+    message = receive(client)
+    assert message["type"] == "system:ack", message
+    return message["payload"].get("result")
+
+
+# serve: patching ------------------------------------------------------------------------------------------
+
+
+def test_a_handler_in_time_sleep_holds_up_nobody(tmp_path: Path) -> None:
+    with serving(app(tmp_path, BLOCKING)) as program:
+        url = program.wait_for(SOCKET)[1]
+        with connect(url) as sleeper, connect(url) as other:
+            ask(other, "watch")
+            send(sleeper, "sleep")
+            assert receive(other)["type"] == "sleeping"
+            ask(other, "release")  # answered while the handler of the first sleeps: it waits for just this
+            assert receive(sleeper)["payload"] == {"ack": "sleep", "result": "released"}
+        assert program.stop() == 0
+    assert "not monkey-patched" not in "".join(program.output)
+
+
+def test_the_module_finds_everything_patched_and_nothing_warns(tmp_path: Path) -> None:
+    text = f"""
+from realtime.startup import unpatched_modules
+print("unpatched:", unpatched_modules(), flush=True)
+{KERNEL}"""
+    with serving(app(tmp_path, text)) as program:
+        assert program.wait_for(r"unpatched: (.*)")[1] == "[]"
+        program.wait_for(SOCKET)
+        assert program.stop() == 0
+    output = "".join(program.output)
+    assert not [word for word in ("Warning", "Traceback", "ERROR") if word in output], output
+
+
+def test_native_threads_reach_the_kernel_although_it_was_imported_before_patching(tmp_path: Path) -> None:
+    text = f"""{KERNEL}
+from gevent.monkey import get_original
+get_ident = get_original("_thread", "get_ident")
+home = get_ident()
+
+@kernel.on("pooled", threadpool=True)
+def pooled(message, context, toolkit):
+    toolkit.rooms.join("tea")
+    toolkit.reply("from the pool")
+    return [get_ident() != home, len(kernel.rooms.members("tea"))]
+"""
+    with serving(app(tmp_path, text)) as program, connect(program.wait_for(SOCKET)[1]) as client:
+        send(client, "pooled")
+        assert receive(client)["payload"] == {"message": "from the pool"}
+        assert receive(client)["payload"]["result"] == [True, 1]
+        assert program.stop() == 0
+
+
+def test_the_watchdog_names_a_handler_that_never_waits(tmp_path: Path) -> None:
+    text = f"""{KERNEL}
+@kernel.on("spin")
+def spin(message, context, toolkit):
+    while not kernel.stats()["blocked_loops"]:
+        pass
+"""
+    with serving(app(tmp_path, text)) as program, connect(program.wait_for(SOCKET)[1]) as client:
+        ask(client, "spin")
+        program.wait_for(r"held for more than .* by handler spin ")
+        assert program.stop() == 0
+
+
+def test_tls_works_on_both_sides_of_a_patched_server(tmp_path: Path) -> None:
+    trustme = module("trustme")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    text = """
+        import ssl
+        from realtime import RealtimeKernel, WebSocketTransport
+
+        kernel = RealtimeKernel([WebSocketTransport(port=0, tls=("cert.pem", "key.pem"))])
+
+        @kernel.on("context")
+        def context(message, context, toolkit):
+            made = ssl.create_default_context()
+            made.minimum_version = ssl.TLSVersion.TLSv1_3  # recurses for ever if ssl was patched too late
+            return made.minimum_version.name
+    """
+    ssl = module("ssl")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with (
+        serving(app(tmp_path, text)) as program,
+        connect(program.wait_for(SOCKET)[1], ssl=trusting) as client,
+    ):
+        assert ask(client, "context") == "TLSv1_3"
+        assert program.stop() == 0
+
+
+def test_importing_realtime_or_its_command_line_patches_nothing() -> None:
+    code = "import realtime, realtime.cli, gevent.monkey; print(gevent.monkey.saved)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=PATIENCE) == "{}\n"
+
+
+# serve: finding, starting and stopping --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("app", "app"),
+        ("app", "app:kernel"),
+        ("shop.sockets", "shop.sockets:kernel"),
+        ("app", "app:holder.inner.kernel"),
+    ],
+)
+def test_the_kernel_is_found_where_the_target_says(tmp_path: Path, name: str, target: str) -> None:
+    text = f"{KERNEL}\nclass holder:\n    class inner:\n        pass\nholder.inner.kernel = kernel\n"
+    with serving(app(tmp_path, text, name), target) as program, connect(program.wait_for(SOCKET)[1]):
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_tells_clients_to_come_back_and_exits_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(app(tmp_path, KERNEL)) as program, connect(program.wait_for(SOCKET)[1]) as client:
+        assert program.stop(number) == 0
+        with pytest.raises(module("websockets.exceptions").ConnectionClosed) as closed:
+            client.recv(timeout=PATIENCE)
+    assert closed.value.rcvd.code == 4013
+    assert "Traceback" not in "".join(program.output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_while_the_module_is_imported_exits_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    text = f"import time\nprint('importing', flush=True)\nwhile True:\n    time.sleep(0.01)\n{KERNEL}"
+    with serving(app(tmp_path, text)) as program:
+        program.wait_for("importing")
+        assert program.stop(number) == 0
+    assert program.output == ["importing\n"]
+
+
+def test_the_installed_command_finds_modules_in_the_current_directory(tmp_path: Path) -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="realtime")
+    assert script.load() is main
+    # what pip writes into bin/, where Python puts that directory and not the current one on its path
+    command = tmp_path / "bin" / "realtime"
+    command.parent.mkdir()
+    command.write_text("import sys\nfrom realtime.cli import main\nsys.exit(main())\n")
+    folder = app(tmp_path / "project", KERNEL)
+    with Program(command, "serve", "app", cwd=folder) as program, connect(program.wait_for(SOCKET)[1]):
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize(("options", "shown"), [((), True), (("--log-level", "error"), False)])
+def test_log_level_overrides_the_kernels_own(tmp_path: Path, options: tuple[str, ...], shown: bool) -> None:
+    text = f"""{KERNEL}
+import gevent
+gevent.spawn(lambda: print("up", kernel.transports[0].url, flush=True))
+"""
+    with serving(app(tmp_path, text), "app", *options) as program:
+        program.wait_for(f"up {SOCKET}")
+        assert program.stop() == 0
+    assert ("WebSocket clients connect" in "".join(program.output)) is shown
+
+
+# serve: what goes wrong -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing_such:kernel", "there is no module 'nothing_such' in {folder} or elsewhere on"),
+        ("app.missing:kernel", "there is no module 'app.missing' in "),
+        ("app:kernal", "module 'app' has no 'kernal'; there is app:kernel, app:second"),
+        ("app:kernel.deeper", "module 'app' has no 'kernel.deeper'; there is app:kernel, app:second"),
+        ("app:number", "app:number is of type int, not a RealtimeKernel; there is app:kernel, app:second"),
+        ("empty", "module 'empty' has no 'kernel'; there is no RealtimeKernel in it"),
+        ("app.py", "'app.py' is a file; give its module instead: app:kernel"),
+        ("./shop/app.py:live", "'./shop/app.py' is a file; give its module instead: shop.app:live"),
+        ("app:", "'app:': must be MODULE or MODULE:KERNEL, such as chat:kernel"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_target_that_is_no_kernel_gets_one_line_and_exit_code_2(
+    tmp_path: Path, command: str, target: str, message: str
+) -> None:
+    app(tmp_path, "", "empty")
+    done = run(app(tmp_path, f"{KERNEL}\nsecond = RealtimeKernel()\nnumber = 5\n"), command, target)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"realtime: {message.format(folder=tmp_path)}")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("import nothing_of_the_kind", "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("RealtimeKernel(log_level='loud')", "ConfigurationError: log_level='loud': must be one of"),
+    ],
+)
+def test_an_exception_in_the_module_shows_its_traceback(tmp_path: Path, line: str, error: str) -> None:
+    done = run(app(tmp_path, f"{KERNEL}\n{line}\n"), "serve", "app:kernel")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1].startswith(f'  File "{tmp_path / "app.py"}", line ')
+    assert lines[2].strip() == line
+    assert error in "\n".join(lines[3:-1])
+    assert lines[-1].startswith(f"realtime: module 'app' could not be imported: {error}")
+    assert "importlib" not in done.stderr
+    assert "cli.py" not in done.stderr
+
+
+def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:
+    done = run(app(tmp_path, "kernel = (\n"), "serve", "app")
+    assert done.returncode == 2
+    assert f'File "{tmp_path / "app.py"}", line 1' in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("realtime: module 'app' could not be imported: SyntaxError: ")
+
+
+def test_a_port_in_use_gets_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(app(tmp_path, KERNEL.replace("port=0", f"port={port}")), "serve", "app:kernel")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"realtime: 127.0.0.1:{port} is in use: stop what listens there, or choose")
+
+
+# help -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "example"),
+    [
+        ((), "realtime serve chat:kernel"),
+        (("serve",), "realtime serve chat:kernel"),
+        (("doctor",), "realtime doctor"),
+    ],
+)
+def test_help_shows_an_example(tmp_path: Path, arguments: tuple[str, ...], example: str) -> None:
+    done = run(tmp_path, *arguments, "--help")
+    assert done.returncode == 0
+    assert f"\n  {example}" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("serve",), ("sing",), ("serve", "app", "--log-level", "loud")])
+def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "usage: realtime" in done.stderr
+
+
+# doctor ---------------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_versions_patching_limits_and_optional_parts(tmp_path: Path) -> None:
+    done = run(tmp_path, "doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("gevent", "greenlet", "msgspec", "msgpack"):
+        assert f"{name:<14} {metadata.version(name)}\n" in done.stdout
+    assert f"python         {sys.version.split()[0]} " in done.stdout
+    assert f"realtime       {metadata.version('realtime-toolkit')}\n" in done.stdout
+    assert "event loop     lib" in done.stdout
+    for name in unpatched_modules():
+        assert f"{name:<14} not patched\n" in done.stdout
+    assert "patch_all()` the first line" in " ".join(done.stdout.split())
+    assert "\x1b" not in done.stdout
+    for name in ("open files", "flask", "websockets"):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_doctor_says_what_is_missing_on_libuv(tmp_path: Path) -> None:
+    done = run(tmp_path, "doctor", env={**os.environ, "GEVENT_LOOP": "libuv"})
+    assert done.returncode == 0
+    assert "event loop     libuv, " in done.stdout
+    assert "not named in the log" in done.stdout
+
+
+def test_doctor_imports_the_module_unpatched_and_tells_what_it_patches_itself(tmp_path: Path) -> None:
+    app(tmp_path, KERNEL, "plain")
+    app(tmp_path, f"from gevent import monkey\nmonkey.patch_all()\n{KERNEL}", "patched")
+    app(tmp_path, f"from gevent import monkey\nmonkey.patch_time()\n{KERNEL}", "partly")
+    plain, patched, partly = (run(tmp_path, "doctor", name) for name in ("plain", "patched", "partly"))
+    assert [plain.returncode, patched.returncode, partly.returncode] == [0, 0, 0]
+    assert "time           not patched" in plain.stdout
+    assert "everything     patched" in patched.stdout
+    assert "not patched" not in patched.stdout
+    assert "time           not patched" not in partly.stdout
+    assert "socket         not patched" in partly.stdout
+    assert "WebSocketTransport a port the system picks" in plain.stdout
+
+
+def test_doctor_says_that_a_kernel_without_transports_serves_nobody(tmp_path: Path) -> None:
+    text = "from realtime import RealtimeKernel\nkernel = RealtimeKernel()\n"
+    done = run(app(tmp_path, text), "doctor", "app")
+    assert done.returncode == 0
+    assert "Nobody can connect" in done.stdout
+
+
+def test_doctor_counts_the_clients_that_file_descriptors_allow(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = run(tmp_path, "doctor", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (264, hard)))
+    assert "open files     264, may be raised: " in low.stdout
+    assert "about 200 clients" in low.stdout
+    assert "ulimit -n NUMBER" in low.stdout
+    full = run(tmp_path, "doctor", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (264, 264)))
+    assert "open files     264, the most allowed here" in full.stdout
+    assert "LimitNOFILE=" in full.stdout
+
+
+def test_doctor_leaves_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "realtime", "doctor"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(PATIENCE) == 0
