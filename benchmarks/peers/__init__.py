@@ -1,0 +1,1 @@
+"""One server per file, all doing the same job; see ``benchmarks/README.md``, "The job"."""
