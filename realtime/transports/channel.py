@@ -6,21 +6,16 @@ costs a watcher and a few small objects.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
-import select
 import socket as stdlib_socket
 import ssl
-import sys
-import termios
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
 import gevent.ssl
-from gevent.monkey import get_original
 
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat, KiB, Limits
@@ -34,14 +29,12 @@ from realtime.protocols.websocket import (
     WebSocketProtocol,
 )
 from realtime.transports.heartbeat import Heartbeats
+from realtime.transports.sockets import PlainSocket, bytes_queued, has_hung_up, say_goodbye, take_over
 
 __all__ = ["Channel", "ChannelOwner"]
 
 log = logging.getLogger("realtime.websocket")
 
-_PlainSocket: type[stdlib_socket.socket] = get_original("socket", "socket")
-_new_poller = get_original("select", "poll")
-_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _READ, _WRITE = 1, 2  # libev's names for the two kinds of readiness
 RECEIVE = 64 * KiB
 TLS_RECORD = 16 * KiB  # the most that OpenSSL encrypts at a time (RFC 8446 section 5.1)
@@ -119,7 +112,7 @@ class Channel:
         heartbeats: Heartbeats,
     ) -> None:
         # gevent's socket waits by itself; here the loop tells when to read, so the plain one is enough
-        self._sock: Any = sock if isinstance(sock, gevent.ssl.SSLSocket) else _take_over(sock)
+        self._sock: Any = sock if isinstance(sock, gevent.ssl.SSLSocket) else take_over(sock)
         self._sock.setblocking(False)
         self.protocol = protocol
         self._limits = limits
@@ -172,7 +165,7 @@ class Channel:
         """The loop's callback: one read, and everything in it handled."""
         try:
             data = self._sock.recv(RECEIVE)
-            if data and type(self._sock) is not _PlainSocket:
+            if data and type(self._sock) is not PlainSocket:
                 data += self._decrypted_rest()
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
@@ -240,7 +233,7 @@ class Channel:
             sent = self._sock.send(frames[0] if len(frames) == 1 else b"".join(frames))
         except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
-        if not sent and type(self._sock) is not _PlainSocket:
+        if not sent and type(self._sock) is not PlainSocket:
             # OpenSSL has encrypted a record already, and must be offered the same bytes again
             self.outbox.keep_first(TLS_RECORD)
         return sent
@@ -272,8 +265,8 @@ class Channel:
             self._close_by = time.monotonic() + LINGER
             self._look(self._close_by)
             try:
-                if type(self._sock) is not _PlainSocket:
-                    _say_goodbye(self._sock)
+                if type(self._sock) is not PlainSocket:
+                    say_goodbye(self._sock)
                 self._sock.shutdown(stdlib_socket.SHUT_WR)
             except OSError:
                 self._end(CloseCode.ABNORMAL, "connection lost")
@@ -390,7 +383,7 @@ class Channel:
                 return self._held_until
             self.release_end()
             return self._close_by
-        if self._paused and _has_hung_up(self._sock):
+        if self._paused and has_hung_up(self._sock):
             self._read_the_rest()
             return None if self._ended else now + PAUSED_LOOK
         due = self._check_life(now, self._heartbeat) if self._heartbeat is not None else None
@@ -422,7 +415,7 @@ class Channel:
 
     def _takes_bytes(self) -> bool:
         """Tell whether the peer took bytes since the last look: a slow reader lives, though our ping is stuck."""
-        progress, queued = self.outbox.progress, _bytes_queued(self._sock)
+        progress, queued = self.outbox.progress, bytes_queued(self._sock)
         took = progress != self._progress or queued < self._queued
         self._progress, self._queued = progress, queued
         return took
@@ -441,32 +434,3 @@ class Channel:
         self.outbox.flush()
         self._end(CloseCode.HEARTBEAT_TIMEOUT, reason)
         return None
-
-
-def _has_hung_up(sock: Any) -> bool:
-    """Tell whether the peer has ended its side, or the connection broke, without reading anything."""
-    poller = _new_poller()
-    poller.register(sock.fileno(), _HANG_UP)
-    return bool(poller.poll(0))
-
-
-def _bytes_queued(sock: Any) -> int:
-    """Return how many bytes wait in the socket for the peer to take them; 0 where the system does not tell."""
-    try:
-        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
-    except OSError:
-        return 0
-
-
-def _say_goodbye(sock: Any) -> None:
-    """Send TLS's close_notify (RFC 8446 section 6.1); the peer's own is not waited for."""
-    try:
-        sock.unwrap()
-    except (OSError, ValueError):
-        pass
-
-
-def _take_over(sock: Any) -> stdlib_socket.socket:
-    """Turn gevent's socket into a plain one with the same descriptor."""
-    family, kind, protocol = sock.family, sock.type, sock.proto
-    return _PlainSocket(family, kind, protocol, fileno=sock.detach())

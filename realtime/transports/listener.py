@@ -17,15 +17,12 @@ import gevent.monkey
 import gevent.socket
 
 from realtime.errors import ConfigurationError, PortInUse
+from realtime.transports.sockets import PlainSocket
 
 __all__ = ["Address", "Listener"]
 
 Address = tuple[Any, ...]
 """What ``accept`` tells of the peer: ``(host, port)``, for IPv6 ``(host, port, flow, scope)``."""
-
-# The listening socket itself never waits (the accept loop waits on a watcher), so it is the plain one whether
-# or not the process is monkey-patched.
-_PlainSocket: type[stdlib_socket.socket] = gevent.monkey.get_original("socket", "socket")
 
 _ACCEPT_AT_ONCE = 64
 """Connections taken per wake-up before other greenlets get a turn: enough that a burst costs one loop turn
@@ -170,7 +167,7 @@ class Listener:
     def _bind(self, family: int, address: Address) -> stdlib_socket.socket:
         """Open the listening socket, or explain why that cannot be."""
         try:
-            sock = _PlainSocket(family, stdlib_socket.SOCK_STREAM)
+            sock = PlainSocket(family, stdlib_socket.SOCK_STREAM)
         except OSError as error:
             raise self._explain(error) from error
         try:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.monkey import get_original
 
 from realtime.config import KiB, Limits, MeshOptions
 from realtime.errors import MeshError
@@ -28,12 +27,12 @@ from realtime.protocols.mesh import (
     State,
 )
 from realtime.transports.mesh_dial import MeshAddress
+from realtime.transports.sockets import take_over
 
 __all__ = ["Link", "LinkOwner"]
 
 log = logging.getLogger("realtime.mesh")
 
-_PlainSocket: type[stdlib_socket.socket] = get_original("socket", "socket")
 _READ, _WRITE = 1, 2  # libev's names for the two kinds of readiness
 RECEIVE = 64 * KiB
 DISCARDED = 64  # reads of what comes after our farewell
@@ -77,7 +76,7 @@ class Link:
         flusher: Flusher,
     ) -> None:
         # gevent's socket waits by itself; here a watcher tells when to read, so the plain one is enough
-        self._sock = _PlainSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._sock = take_over(sock)
         self._sock.setblocking(False)
         self.protocol = protocol
         self.address = address

@@ -245,9 +245,12 @@ def test_valid_streams_are_read_and_mutated_ones_survived(deflate: bool) -> None
 
 
 tokens = st.sampled_from(
-    "permessage-deflate server_max_window_bits client_max_window_bits server_no_context_takeover "
-    'client_no_context_takeover = ; , 8 9 15 16 "10" " \\ x \x00 ä'.split(" ")
-    + [" "]
+    [
+        "permessage-deflate",
+        *("server_max_window_bits", "client_max_window_bits"),
+        *("server_no_context_takeover", "client_no_context_takeover"),
+        *("=", ";", ",", "8", "9", "15", "16", '"10"', '"', "\\", "x", "\x00", "ä", " "),
+    ]
 )
 
 
@@ -284,7 +287,7 @@ def test_any_handshake_is_accepted_or_refused() -> None:
                 parse_request(head), subprotocols=["b"], allowed_origins=None, deflate=DeflateOptions()
             )
         except HandshakeError as error:
-            assert 400 <= error.status <= 599
+            assert 400 <= error.status <= 599  # noqa: PT017  # either outcome is right
         else:
             assert accepted.response.startswith(b"HTTP/1.1 101 ")
             assert accepted.response.endswith(b"\r\n\r\n")

@@ -14,35 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from origin import ORIGIN
 from programs import EXAMPLES, PATIENCE, ROOT, Program, basic_copy, client_in
 from requirements import module
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
-# What a newcomer reads first. It must run exactly so.
-ORIGIN = '''\
-from realtime import PeerMeshTransport, RealtimeKernel, WebRTCSignalingBridge, WebSocketTransport
-
-kernel = RealtimeKernel(
-    transports=[WebSocketTransport(port=8080, path="/realtime"), PeerMeshTransport(port=9090)],
-    log_level="info",
-)
-WebRTCSignalingBridge(auto_join_rooms=True).attach(kernel)
-
-@kernel.on("chat:message")
-def chat(message, context, toolkit):
-    room = message.room or "lobby"
-    toolkit.rooms.join(room)
-    toolkit.rooms.broadcast(
-        {"type": "chat:message", "payload": {"from": context.id, "body": message.payload, "room": room}},
-        room,
-        except_self=True,
-    )
-
-if __name__ == "__main__":
-    kernel.run()          # start(), serve until SIGINT or SIGTERM, drain, stop()
-'''
 PAGE = r"at (http://127\.0\.0\.1:(\d+)/)"
 SOCKET = r"(ws://127\.0\.0\.1:(\d+)/\S*)"
 

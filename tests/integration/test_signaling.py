@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import gevent
 import gevent.event
 import pytest
+from origin import ORIGIN
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
@@ -580,28 +581,7 @@ def test_attaching_twice_is_refused() -> None:
 
 # The documented example -----------------------------------------------------------------------------------
 
-EXAMPLE = """
-from realtime import PeerMeshTransport, RealtimeKernel, WebRTCSignalingBridge, WebSocketTransport
-
-kernel = RealtimeKernel(
-    transports=[WebSocketTransport(port=0, path="/realtime"), PeerMeshTransport(port=0)],
-    log_level="info",
-)
-WebRTCSignalingBridge(auto_join_rooms=True).attach(kernel)
-
-@kernel.on("chat:message")
-def chat(message, context, toolkit):
-    room = message.room or "lobby"
-    toolkit.rooms.join(room)
-    toolkit.rooms.broadcast(
-        {"type": "chat:message", "payload": {"from": context.id, "body": message.payload, "room": room}},
-        room,
-        except_self=True,
-    )
-
-if __name__ == "__main__":
-    kernel.run()          # start(), serve until SIGINT or SIGTERM, drain, stop()
-"""
+EXAMPLE = ORIGIN.replace("port=8080", "port=0").replace("port=9090", "port=0")
 
 
 def test_the_documented_example_runs_and_stops_on_sigint(tmp_path: Path, in_thread: InThread) -> None:
