@@ -13,7 +13,6 @@ from typing import Any
 
 import gevent
 import gevent.event
-import gevent.monkey
 import gevent.socket
 
 from realtime.errors import ConfigurationError, PortInUse
