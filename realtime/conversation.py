@@ -10,7 +10,7 @@ from gevent.event import AsyncResult
 
 from realtime.codes import CloseCode, ErrorCode
 from realtime.connection import Connection
-from realtime.errors import BadMessage, CallFailed, ConnectionClosed, TimedOut
+from realtime.errors import BadMessage, CallFailed, ConfigurationError, ConnectionClosed, TimedOut
 from realtime.events import ANY, EventTemplate, is_reserved
 from realtime.message import Message
 
@@ -26,6 +26,8 @@ class Waiter:
     __slots__ = ("_template", "result")
 
     def __init__(self, event: str) -> None:
+        if isinstance(event, str) and is_reserved(event):
+            raise ConfigurationError(f"wait_for({event!r}): clients cannot send names under system:, client: or mesh:")
         self._template = None if event == ANY else EventTemplate(event)
         self.result: AsyncResult[Message] = AsyncResult()
 
@@ -52,9 +54,9 @@ def call(hub: Hub, connection: Connection, message: Mapping[str, Any] | Message,
     outbound = hub.outbound(message, ack=ack)
     if connection.calls is None:
         connection.calls = {}
+    timer = gevent.Timeout.start_new(timeout)  # first: it complains of what is no time
     answer = connection.calls[ack] = AsyncResult()
     hub.resume_if_room(connection)
-    timer = gevent.Timeout.start_new(timeout)
     try:
         hub.deliver(connection, outbound)
         with hub.workers.parked():
@@ -108,9 +110,9 @@ def wait_for(hub: Hub, connection: Connection, event: str, timeout: float | None
         raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
     if connection.waiters is None:
         connection.waiters = []
+    timer = gevent.Timeout.start_new(timeout)  # first: it complains of what is no time
     connection.waiters.append(waiter)
     hub.resume_if_room(connection)
-    timer = gevent.Timeout.start_new(timeout)
     try:
         with hub.workers.parked():
             return waiter.result.get()  # type: ignore[return-value]

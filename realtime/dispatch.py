@@ -122,11 +122,34 @@ class Dispatcher:
         """
         if route is None:
             raise Reject(f"no handler takes {message.type!r}", code=ErrorCode.UNKNOWN_TYPE)
-        return self._run_all(route.all, message, connection.context, toolkit)
+        in_line = route.all
+        if route.beside:
+            in_line = in_line + [entry for entry in route.beside if not self._start_beside(entry, message, connection)]
+        return self._run_all(in_line, message, connection.context, toolkit)
+
+    def _start_beside(self, entry: tuple[Handler, dict[str, str]], message: Message, connection: Connection) -> bool:
+        """Run one ``concurrent=True`` handler beside the others of its message; False if there is no room."""
+        copy = Message(message.type, message.payload, message.room, message.target, message.ack)
+
+        def run() -> None:
+            try:
+                self._run_event_handlers([entry], copy, connection.context, Toolkit(self._kernel, connection, copy))
+            except BaseException as error:
+                self._raise_if_ending(error)
+                copy.ack = None  # its message is answered by the handlers in line
+                self._answer_failure(connection, copy, error)
+
+        return self._hub.run_beside(connection, run)
 
     def _run_event(self, route: Route, message: Message, context: Context, toolkit: Toolkit) -> None:
         """Run the handlers of an event of the server's own."""
-        result = self._run_all(route.own, message, context, toolkit)
+        self._run_event_handlers(route.own, message, context, toolkit)
+
+    def _run_event_handlers(
+        self, handlers: Sequence[tuple[Handler, dict[str, str]]], message: Message, context: Context, toolkit: Toolkit
+    ) -> None:
+        """Run handlers whose results nobody asked for."""
+        result = self._run_all(handlers, message, context, toolkit)
         if isinstance(result, Generator):
             result.close()
             log.warning("a handler of %r is a generator: nobody asked, so nothing is streamed", message.type)

@@ -43,16 +43,18 @@ def drain(hub: Hub, transports: Sequence[TransportLike], timeout: float) -> None
     disconnection instead.
     """
     deadline = time.monotonic() + timeout
-    for transport in transports:
-        _try(transport.on_drain)
-    _let_handlers_finish(hub, deadline - timeout / 2)
-    _tell_clients(hub, deadline)
-    _wait_until(lambda: not hub.connections and not any(t.closing() for t in transports), deadline)
-    hub.workers.wait_quiet(max(0.0, deadline - time.monotonic()))
-    for transport in transports:
-        _try(transport.on_stop)
-    for connection in list(hub.connections.values()):
-        hub.disconnect(connection, "server stopped", code=CloseCode.GOING_AWAY)
+    try:
+        for transport in transports:
+            _try(transport.on_drain)
+        _let_handlers_finish(hub, deadline - timeout / 2)
+        _tell_clients(hub, deadline)
+        _wait_until(lambda: not hub.connections and not any(t.closing() for t in transports), deadline)
+        hub.workers.wait_quiet(max(0.0, deadline - time.monotonic()))
+    finally:  # also when the caller's own timeout strikes
+        for transport in transports:
+            _try(transport.on_stop)
+        for connection in list(hub.connections.values()):
+            hub.disconnect(connection, "server stopped", code=CloseCode.GOING_AWAY)
 
 
 def _let_handlers_finish(hub: Hub, deadline: float) -> None:

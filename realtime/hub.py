@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from realtime.errors import (
     UnknownClient,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, is_reserved
-from realtime.message import Droppable, Message, Outbound
+from realtime.message import Codec, Droppable, Message, Outbound
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
@@ -59,6 +59,7 @@ class Hub:
         self.limits = limits
         self.counters: Counter[str] = Counter()
         self.connections: dict[str, Connection] = {}
+        self._codecs: Counter[Codec] = Counter()  # of the clients that are here
         self.draining = False
         """Read nothing more from clients, but for what handlers wait for."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
@@ -104,6 +105,7 @@ class Hub:
             connection.outbox = Outbox(connection, self.flusher, self.limits)
         connection._rooms_for = self.rooms.rooms_for
         self.connections[connection.id] = connection
+        self._codecs[connection.wire.codec] += 1
         self.presence.add(connection.id, connection.metadata, connection.connected_at)
         self.counters["connected"] += 1
         if self._user.wants(CLIENT_CONNECTED):
@@ -171,6 +173,8 @@ class Hub:
         conversation.give_up(connection, ConnectionClosed(code, reason))
         if not known:
             return
+        self._codecs[connection.wire.codec] -= 1
+        self._codecs += Counter()  # forgets those at 0
         self.counters["disconnected"] += 1
         if self._user.wants(CLIENT_DISCONNECTED) and self._workers is not None:
             payload = {"reason": reason, "code": int(code), "rooms": list(connection.last_rooms)}
@@ -245,22 +249,26 @@ class Hub:
                 connection.busy = False
 
     def _start_beside(self, connection: Connection, message: Message) -> bool:
-        """Handle a message of a ``concurrent=True`` handler now, in a worker of its own.
+        """Handle a message whose handlers all are ``concurrent=True`` now, in a worker of its own.
 
         False if that would leave none of ``Limits.concurrent`` for the one in line: then it waits its turn.
         """
+        return self.run_beside(connection, partial(self._user.handle, connection, message))
+
+    def run_beside(self, connection: Connection, job: Callable[[], None]) -> bool:
+        """Run a job beside the client's messages, in a worker; False if enough of them do."""
         if connection.concurrent >= self.limits.concurrent - 1:
             return False
         connection.concurrent += 1
-        self.workers.submit(partial(self._serve_beside, connection, message))
-        return True
 
-    def _serve_beside(self, connection: Connection, message: Message) -> None:
-        """In a worker: handle one message beside the client's others."""
-        try:
-            self._user.handle(connection, message)
-        finally:
-            connection.concurrent -= 1
+        def run() -> None:
+            try:
+                job()
+            finally:
+                connection.concurrent -= 1
+
+        self.workers.submit(run)
+        return True
 
     def resume_if_room(self, connection: Connection) -> None:
         """Read from a paused client again where its inbox has room or a handler waits for it."""
@@ -371,10 +379,11 @@ class Hub:
         """Put a frame where it does not fit now: wait for room, ``Limits.stall`` for all together, then put."""
         self.counters["stalls"] += 1
         deadline = time.perf_counter() + self.limits.stall
+        delivered = 0
         for outbox, frame in full:
             outbox.wait_for_room(deadline - time.perf_counter(), len(frame))
-            outbox.put(frame)
-        return len(full)
+            delivered += outbox.put(frame)
+        return delivered
 
     def deliver_to(self, client_ids: Iterable[str], outbound: Outbound, skip: Collection[str] = ()) -> int:
         """Put one message into many outboxes; return to how many clients it went.
@@ -385,6 +394,9 @@ class Hub:
         :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
         :raises BadMessage: the payload cannot be encoded.
         """
+        if len(self._codecs) > 1:  # all or nobody: what one codec cannot carry is found before anyone has it
+            for codec in self._codecs:
+                outbound.encoded(codec)
         connections = self.connections
         crowded: list[Outbox] = []
         full: list[tuple[Outbox, bytes]] = []

@@ -18,12 +18,13 @@ from realtime.dispatch import Dispatcher
 from realtime.errors import (
     ConfigurationError,
     ConnectionClosed,
+    NotRunning,
 )
 from realtime.hub import Hub
 from realtime.message import Message
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
-from realtime.routing import HandlerFunction, check_function
+from realtime.routing import HandlerFunction, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.watchdog import Watchdog
@@ -113,6 +114,8 @@ class RealtimeKernel:
         self._stopper: gevent.Greenlet[..., None] | None = None  # stops the kernel for a handler that asked
         self._stop_requested: Event | None = None  # while run() serves
         self._stop_timeout = DRAIN
+        if not isinstance(transports, Iterable):
+            raise ConfigurationError(f"transports={transports!r}: must be a list of transports")
         for transport in transports:
             self.use_transport(transport)
 
@@ -146,6 +149,8 @@ class RealtimeKernel:
         needed = ("attach", "on_start", "on_stop")
         if isinstance(transport, type) or not all(callable(getattr(transport, name, None)) for name in needed):
             raise ConfigurationError(f"{transport!r} is not a transport: extend realtime.Transport")
+        if transport in self._transports:
+            raise ConfigurationError(f"{type(transport).__name__} belongs to this kernel already")
         transport.attach(self._hub)
         if self.running:
             transport.on_start()
@@ -172,6 +177,8 @@ class RealtimeKernel:
         :param threadpool: run it in a native thread, for code that blocks without gevent's knowledge.
         :raises ConfigurationError: a name or function that cannot be registered.
         """
+
+        check_event(event)
 
         def register(function: F) -> F:
             self._router.on(event, function, concurrent=concurrent, threadpool=threadpool)
@@ -223,11 +230,14 @@ class RealtimeKernel:
             for transport in self._transports:
                 started.append(transport)
                 transport.on_start()
+                if not self.running:
+                    raise NotRunning("the kernel was stopped while it started")
         except BaseException:
-            self._move(State.STOPPING)
             for transport in reversed(started):
                 transport.on_stop()
-            self._shut_down()
+            if self.running:
+                self._move(State.STOPPING)
+                self._shut_down()
             raise
 
     def run(self) -> None:
@@ -258,6 +268,8 @@ class RealtimeKernel:
 
         :param timeout: seconds for all of it; what is left then is cut off. Switches greenlets.
         """
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise ConfigurationError(f"stop(timeout={timeout!r}): must be seconds, 0 or more")
         if self._state is State.STOPPED:
             return
         from_handler = self._hub.workers.runs_current()
@@ -333,12 +345,18 @@ class RealtimeKernel:
 
         Where members' outboxes are crowded the caller stalls, 5 ms at most: only then does this switch.
 
+        :raises BadRoom: no name of a room.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         hub = self._hub
+        if isinstance(except_ids, str):
+            except_ids = (except_ids,)
+        elif not isinstance(except_ids, Collection):
+            except_ids = tuple(except_ids)
         if room is None:
             outbound = hub.outbound(message, overflow=overflow, key=key)
             return hub.deliver_to(hub.connections, outbound, except_ids)
+        hub.rooms.check_name(room)
         outbound = hub.outbound(message, room=room, overflow=overflow, key=key)
         return hub.deliver_to(hub.rooms.each_member(room), outbound, except_ids)
 
@@ -367,7 +385,7 @@ class RealtimeKernel:
         return conversation.call(self._hub, self._hub.find(client_id), message, seconds)
 
     @on_home_thread
-    def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "") -> None:
+    def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, *, reason: str = "") -> None:
         """Close a client's connection after what waits for it was sent.
 
         :param code: 1000, 1001, 1008, 1011 or 3000 to 4999; below 4500 clients come back by themselves.

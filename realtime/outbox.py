@@ -66,7 +66,10 @@ class Flusher:
     def _flush_all(self) -> None:
         dirty, self._dirty = self._dirty, []
         for outbox in dirty:
-            outbox.flush()
+            try:
+                outbox.flush()
+            except Exception:  # a transport that fails to end must not keep the others' messages
+                log.exception("a transport failed to end a connection")
 
 
 class Outbox:
@@ -238,10 +241,12 @@ class Outbox:
                     self._sink.watch_writable()
                     return
         except OSError as error:
+            self.close()
             self._sink.broken(error)
             return
         except Exception as error:
             log.exception("a transport failed to write")
+            self.close()
             self._sink.broken(OSError(str(error)))
             return
         if self.closed:

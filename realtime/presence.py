@@ -75,7 +75,7 @@ class PresenceStore:
         :param limit: list at most so many, ``Limits.presence_listed`` if not given; ``.total`` counts all.
         """
         ids = list(self._metadata) if room is None else self._members(room)
-        shown = ids[: self._limits.presence_listed if limit is None else limit]
+        shown = ids[: self._limits.presence_listed if limit is None else max(0, limit)]
         return PresenceList((self._entry(id_, self._metadata[id_]) for id_ in shown), len(ids))
 
     def update(self, client_id: str, metadata: Mapping[str, Any]) -> Entry:

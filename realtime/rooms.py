@@ -50,8 +50,12 @@ class RoomManager:
 
     def check_name(self, room: object) -> None:
         """Raise BadRoom unless ``room`` can be the name of a room."""
-        if not isinstance(room, str) or not room:
-            raise BadRoom(f"a room name must be a non-empty string, got {type(room).__name__}")
+        if not isinstance(room, str):
+            raise BadRoom(f"a room name must be a string, got {type(room).__name__}")
+        if not room:
+            raise BadRoom("a room name must not be empty")
+        if not room.isascii() and any("\ud800" <= character <= "\udfff" for character in room):
+            raise BadRoom("a room name must be valid Unicode, got half of a surrogate pair")
         if len(room) > self._limits.room_name:
             raise BadRoom(f"a room name may have {self._limits.room_name} characters, got {len(room)}")
 

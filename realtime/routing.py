@@ -37,13 +37,17 @@ class Route:
     ``own`` are those for the name itself, ``any`` the ``"*"`` handlers after them.
     """
 
-    __slots__ = ("all", "any", "concurrent", "own")
+    __slots__ = ("all", "any", "beside", "concurrent", "own")
 
     def __init__(self, own: list[tuple[Handler, dict[str, str]]], any_: list[tuple[Handler, dict[str, str]]]) -> None:
         self.own = own
         self.any = any_
-        self.all = own + any_
-        self.concurrent = any(handler.concurrent for handler, _ in own + any_)
+        every = own + any_
+        self.concurrent = all(handler.concurrent for handler, _ in every)
+        """All of them opted out of the client's order, so its messages need not wait."""
+        self.beside = [] if self.concurrent else [entry for entry in every if entry[0].concurrent]
+        """Those that opted out although others did not: they run beside, and the answer does not wait for them."""
+        self.all = [entry for entry in every if entry not in self.beside]
 
 
 def check_function(function: object, expected: int, what: str, parameters: str) -> None:

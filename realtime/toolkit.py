@@ -71,8 +71,10 @@ class RoomTools:
         room = room if room is not None else self._message.room
         if room is None:
             raise BadRoom("rooms.broadcast needs a room: the message named none")
-        skip = (*except_ids, self._connection.id) if except_self else except_ids
-        return self._kernel.broadcast(message, room, except_ids=skip, overflow=overflow, key=key)
+        if except_self:
+            except_ids = (except_ids,) if isinstance(except_ids, str) else except_ids
+            except_ids = (*except_ids, self._connection.id)
+        return self._kernel.broadcast(message, room, except_ids=except_ids, overflow=overflow, key=key)
 
 
 class PresenceTools:
@@ -176,9 +178,11 @@ class Toolkit:
 
     def log(self, message: str, *args: Any, level: str = "info") -> None:
         """Log to ``realtime.handlers`` with the client's id in front, ``%``-style."""
-        number = logging.getLevelName(level.upper())
+        number = logging.getLevelName(str(level).upper())
         if not isinstance(number, int):
             raise ValueError(f"level={level!r}: must be debug, info, warning, error or critical")
         if log.isEnabledFor(number):
             # as in logging itself, a text without arguments is no format: it may hold a client's "100%"
-            log.log(number, "%s %s", self._connection.id, message % args if args else message)
+            text = message % args if args else message
+            # and its line breaks would look like lines of ours
+            log.log(number, "%s %s", self._connection.id, text.replace("\r", "\\r").replace("\n", "\\n"))

@@ -19,8 +19,8 @@ HANDLER_FAILED = "system:error"
 class EventCodec:
     """MessagePack both ways, for the names that nodes may send each other.
 
-    What is encoded is decoded again at once, once for all receivers: a payload no node would take (numbers as
-    keys, NaN, dates) fails where it was sent, not on every other node.
+    What is encoded is decoded again at once, once for all receivers: a payload no node would take (NaN,
+    numbers past 64 bits) fails where it was sent, not on every other node.
     """
 
     name = "mesh"

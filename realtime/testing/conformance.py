@@ -367,7 +367,7 @@ class TransportConformance(SlowReaderTests):
             id_ = peer.call("who")["id"]
             for number in range(50):
                 serving.kernel.send(id_, {"type": "news", "payload": number})
-            serving.kernel.disconnect(id_, 4503, "rules")
+            serving.kernel.disconnect(id_, 4503, reason="rules")
             messages, closed = peer.received_before_close()
             assert [message["payload"] for message in messages] == list(range(50))
             assert (closed.code, closed.reason) == (4503, "rules")

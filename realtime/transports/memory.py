@@ -111,6 +111,10 @@ class _MemoryConnection(Connection):
         """The client has our last frame."""
         self._transport.forget(self._client)
 
+    def broken(self, error: OSError) -> None:
+        """What was to be written is no frame of ours."""
+        self.client_vanished(CloseCode.ABNORMAL, str(error))
+
     def overflowed(self) -> None:
         """Cut the slow consumer off."""
         self.outbox.discard()

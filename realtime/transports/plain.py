@@ -24,10 +24,11 @@ from gevent.event import Event
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat, Limits
 from realtime.drain import SIGNALS
-from realtime.errors import ConfigurationError, ConnectionClosed, TimedOut
+from realtime.errors import ConnectionClosed, TimedOut
 from realtime.outbox import Flusher, Outbox
 from realtime.protocols.deflate import DeflateOptions
 from realtime.protocols.http import Request
+from realtime.routing import check_function
 from realtime.transports.channel import Channel
 from realtime.transports.http import TLSOptions
 from realtime.transports.server import Authenticate, Opening, ServerOptions, WebSocketServer
@@ -172,8 +173,7 @@ class PlainServer:
     """What ``serve`` returns: a running server. Leaving its ``with`` block stops it."""
 
     def __init__(self, handler: Callable[[WebSocket], object], options: ServerOptions) -> None:
-        if not callable(handler):
-            raise ConfigurationError(f"handler {handler!r}: must be a function of the WebSocket")
+        check_function(handler, 1, f"handler {handler!r}", "(ws)")
         asked = options.compression
         deflate = asked if isinstance(asked, DeflateOptions) else DeflateOptions() if asked else None
         self._handler = handler

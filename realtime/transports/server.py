@@ -6,6 +6,7 @@ What ``WebSocketTransport`` and the plain ``serve`` share.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from realtime.protocols.deflate import DeflateOptions
 from realtime.protocols.handshake import Accepted, accept_handshake, check_allowed_origins
 from realtime.protocols.http import Request
 from realtime.protocols.websocket import Role, WebSocketProtocol
+from realtime.routing import check_function
 from realtime.transports.channel import Channel, ChannelOwner
 from realtime.transports.heartbeat import Heartbeats
 from realtime.transports.http import HttpServer, TLSOptions
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Opening", "ServerOptions", "WebSocketServer"]
 
 log = logging.getLogger("realtime.websocket")
+
+_PATH = re.compile(r"/[^\s?#]*")
 
 Authenticate = Callable[[Request], Any]
 
@@ -77,8 +81,16 @@ class ServerOptions:
     """None: no pings; a client that vanishes is then noticed only when something is sent to it."""
 
     def __post_init__(self) -> None:
-        if self.authenticate is not None and not callable(self.authenticate):
-            raise ConfigurationError(f"authenticate={self.authenticate!r}: must be a function of the request")
+        if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 <= self.port <= 65535:
+            raise ConfigurationError(f"port={self.port!r}: must be a whole number from 0 to 65535")
+        if not isinstance(self.host, str) or not self.host:
+            raise ConfigurationError(f"host={self.host!r}: must be an address or a name; '0.0.0.0' or '::' means all")
+        if self.path is not None and (not isinstance(self.path, str) or not _PATH.fullmatch(self.path)):
+            raise ConfigurationError(f"path={self.path!r}: must start with / and have no ?, # or spaces")
+        if self.authenticate is not None:
+            check_function(self.authenticate, 1, f"authenticate={self.authenticate!r}", "(request)")
+        if not isinstance(self.compression, (bool, DeflateOptions)):
+            raise ConfigurationError(f"compression={self.compression!r}: must be True, False or DeflateOptions")
         if self.app is not None and not callable(self.app):
             raise ConfigurationError(f"app={self.app!r}: must be a WSGI application")
         if not isinstance(self.limits, Limits):
@@ -87,7 +99,10 @@ class ServerOptions:
             raise ConfigurationError(f"heartbeat={self.heartbeat!r}: must be a realtime.Heartbeat or None")
         if isinstance(self.subprotocols, str):
             raise ConfigurationError(f"subprotocols={self.subprotocols!r}: must be a list of names")
+        if self.allowed_origins is not None and not isinstance(self.allowed_origins, Sequence):
+            raise ConfigurationError(f"allowed_origins={self.allowed_origins!r}: must be None, '*' or a list")
         check_allowed_origins(self.allowed_origins)
+        self.tls_options()
 
     def tls_options(self) -> TLSOptions | None:
         """Return ``tls`` as options."""

@@ -131,8 +131,8 @@ class WebSocketTransport(Transport):
         reuse_port: bool = False,
         heartbeat: Heartbeat | None = Heartbeat(),  # noqa: B008  # frozen
     ) -> None:
-        if not isinstance(path, str) or not path.startswith("/"):
-            raise ConfigurationError(f"path={path!r}: must start with /")
+        if path is None:
+            raise ConfigurationError("path=None: must start with /")
         self.app = app
         """The WSGI application of the other paths; may be set until the kernel starts."""
         self._path = path
@@ -151,7 +151,7 @@ class WebSocketTransport(Transport):
         self._deflate = _shared_compression(compression)
         self._wires: dict[tuple[Codec, int], Wire] = {}
         self._server: WebSocketServer | None = None
-        ServerOptions(**self._settings)  # complains now, not at the start
+        ServerOptions(app=app, **self._settings)  # complains now, not at the start
 
     @property
     def port(self) -> int:

@@ -142,7 +142,7 @@ def test_many_threads_at_once_lose_nothing(kernel_test: KernelTest, kernel: Real
 
 def test_a_thread_can_disconnect_a_client(kernel_test: KernelTest, kernel: RealtimeKernel) -> None:
     client = kernel_test.connect()
-    in_native_thread(kernel.disconnect, client.id, 4503, "rules")()
+    in_native_thread(lambda: kernel.disconnect(client.id, 4503, reason="rules"))()
     assert client.wait_closed(PATIENCE) == 4503
 
 

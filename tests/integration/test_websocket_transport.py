@@ -240,6 +240,10 @@ def test_two_kernels_may_share_a_port(start: Start) -> None:
     assert sum(connected) == 20
 
 
+async def asynchronous(request: Any) -> None:
+    """Would return a coroutine, which is true: everybody would be let in."""
+
+
 # Options that cannot work ---------------------------------------------------------------------------------
 
 
@@ -251,7 +255,15 @@ def test_two_kernels_may_share_a_port(start: Start) -> None:
         ({"path": "realtime"}, "path='realtime'"),
         ({"host": ""}, "host=''"),
         ({"app": "app"}, "app='app'"),
+        ({"port": -1}, "port=-1"),
+        ({"host": 5}, "host=5"),
+        ({"path": "/a?b"}, "path='/a?b'"),
+        ({"tls": 5}, "tls=5"),
+        ({"allowed_origins": 5}, "allowed_origins=5"),
+        ({"compression": "no"}, "compression='no'"),
         ({"authenticate": True}, "authenticate=True"),
+        ({"authenticate": lambda: None}, "(request)"),
+        ({"authenticate": asynchronous}, "async"),
         ({"allowed_origins": "https://app.example/"}, "https://app.example/"),
         ({"allowed_origins": ["app.example"]}, "app.example"),
         ({"tls": "cert.pem"}, "tls='cert.pem'"),
@@ -262,7 +274,7 @@ def test_two_kernels_may_share_a_port(start: Start) -> None:
 )
 def test_an_option_that_cannot_work_is_named_at_once(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        RealtimeKernel([WebSocketTransport(**options)]).start()
+        WebSocketTransport(**options)
     assert named in str(caught.value)
 
 

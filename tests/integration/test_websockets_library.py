@@ -294,7 +294,7 @@ def test_the_client_learns_how_the_kernel_disconnected_it(
     @kernel.on("close:me")
     def close(message: Any, context: Any, toolkit: Any) -> None:
         toolkit.reply("last words")
-        kernel.disconnect(context.id, code, reason)
+        kernel.disconnect(context.id, code, reason=reason)
 
     def scenario(url: str) -> None:
         with connect(url) as client:

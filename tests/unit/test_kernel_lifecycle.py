@@ -283,7 +283,7 @@ def test_what_a_handler_sends_after_the_stop_is_harmless(kernel_test: KernelTest
 def test_disconnect_closes_with_a_code_and_reason_after_what_waits(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
     kernel_test.kernel.send(client.id, {"type": "last"})
-    kernel_test.kernel.disconnect(client.id, 4503, "rules")
+    kernel_test.kernel.disconnect(client.id, 4503, reason="rules")
     assert client.receive()["type"] == "last"
     with pytest.raises(ConnectionClosed, match="4503 rules"):
         client.receive()
@@ -302,8 +302,8 @@ def test_a_code_that_no_close_frame_may_carry_is_refused(kernel_test: KernelTest
 def test_a_reason_longer_than_a_control_frame_is_refused(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
     with pytest.raises(ValueError, match="123 bytes"):
-        kernel_test.kernel.disconnect(client.id, 4000, "ü" * 62)
-    kernel_test.kernel.disconnect(client.id, 4000, "ü" * 61)
+        kernel_test.kernel.disconnect(client.id, 4000, reason="ü" * 62)
+    kernel_test.kernel.disconnect(client.id, 4000, reason="ü" * 61)
     assert client.wait_closed() == 4000
 
 

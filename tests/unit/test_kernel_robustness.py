@@ -7,10 +7,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import msgpack
 import pytest
 from gevent.event import Event
 
-from realtime import ConfigurationError, ConnectionClosed, RealtimeKernel, Reject, TimedOut, event_name
+from realtime import (
+    BadMessage,
+    BadRoom,
+    ConfigurationError,
+    ConnectionClosed,
+    NotRunning,
+    RealtimeKernel,
+    Reject,
+    TimedOut,
+    drain,
+    event_name,
+)
 from realtime.testing import KernelTest
 from realtime.transports.base import Transport
 
@@ -262,6 +274,119 @@ def test_a_list_of_targets_is_served_although_one_goes_away_meanwhile(kernel_tes
     assert len(failures) == 1
 
 
+def test_a_concurrent_star_handler_takes_nobody_elses_order(kernel_test: KernelTest) -> None:
+    seen: list[int] = []
+    beside: list[int] = []
+
+    @kernel_test.kernel.on("*", concurrent=True)
+    def watch(message: Any, context: Any, toolkit: Any) -> str:
+        beside.append(message.payload)
+        gevent.sleep(0)
+        return "not the answer"
+
+    @kernel_test.kernel.on("n")
+    def in_line(message: Any, context: Any, toolkit: Any) -> int:
+        for _ in range(5 - message.payload):
+            gevent.sleep(0)
+        seen.append(message.payload)
+        return int(message.payload)
+
+    client = kernel_test.connect()
+    for number in range(5):
+        client.send({"type": "n", "payload": number, "ack": number})
+    assert [client.receive()["payload"] for _ in range(5)] == [{"ack": n, "result": n} for n in range(5)]
+    kernel_test.settle()
+    assert seen == [0, 1, 2, 3, 4]
+    assert sorted(beside) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_what_is_let_in_can_be_sent_on_and_what_is_deeper_is_refused(kernel_test: KernelTest, codec: str) -> None:
+    kernel_test.kernel.on("echo", lambda message, context, toolkit: message.payload)
+    client = kernel_test.connect(codec=codec)
+    other = kernel_test.connect(codec="msgpack" if codec == "json" else "json")
+    deep: Any = "bottom"
+    for _ in range(126):
+        deep = [deep]
+    assert client.call("echo", deep) == deep
+    kernel_test.kernel.broadcast({"type": "deep", "payload": deep}, except_ids=client.id)
+    assert other.receive()["payload"] == deep
+    for _ in range(3):
+        deep = {"d": deep}
+    client.send({"type": "echo", "payload": deep, "ack": 1})
+    assert client.receive()["payload"]["code"] == "bad_message"
+
+
+@pytest.mark.parametrize("first", ["json", "msgpack"])
+def test_what_one_codec_cannot_carry_reaches_nobody(kernel_test: KernelTest, first: str) -> None:
+    clients = [kernel_test.connect(codec=codec) for codec in (first, "msgpack" if first == "json" else "json")]
+    for payload in (2**70, object(), "\ud800"):
+        with pytest.raises(BadMessage):
+            kernel_test.kernel.broadcast({"type": "x", "payload": payload})
+    kernel_test.kernel.broadcast({"type": "x", "payload": {1: 2}})
+    assert [client.receive()["payload"] for client in clients] == [{"1": 2}, {"1": 2}]
+
+
+def test_keys_that_are_no_strings_are_refused_from_msgpack_clients(kernel_test: KernelTest) -> None:
+    client = kernel_test.connect(codec="msgpack")
+    for key in (b"k", 7):
+        client.send(msgpack.packb({"type": "x", "payload": {key: 1}}))
+        assert client.receive()["payload"]["code"] == "bad_message"
+
+
+def test_a_timeout_that_is_none_leaves_no_call_behind(kernel_test: KernelTest) -> None:
+    client = kernel_test.connect()
+    connection = kernel_test.kernel.hub.find(client.id)
+    with pytest.raises(TypeError):
+        kernel_test.kernel.call(client.id, {"type": "x"}, timeout="5")  # type: ignore[arg-type]
+    assert not connection.is_awaited
+
+
+@pytest.mark.parametrize("event", ["client:connected", "system:ack", "mesh:x"])
+def test_waiting_for_what_no_client_can_send_is_refused(kernel_test: KernelTest, event: str) -> None:
+    errors: list[BaseException] = []
+
+    @kernel_test.kernel.on("wait")
+    def wait(message: Any, context: Any, toolkit: Any) -> None:
+        try:
+            toolkit.wait_for(event)
+        except ConfigurationError as error:
+            errors.append(error)
+
+    kernel_test.connect().call("wait")
+    assert event in str(errors[0])
+
+
+def test_one_id_may_be_given_as_it_is_and_rooms_are_checked(kernel_test: KernelTest) -> None:
+    anna, ben = kernel_test.connect(), kernel_test.connect()
+    kernel = kernel_test.kernel
+    assert kernel.broadcast({"type": "x"}, except_ids=anna.id) == 1
+    assert ben.receive()["type"] == "x"
+    assert kernel.broadcast({"type": "y"}, except_ids=(id_ for id_ in (ben.id,))) == 1  # type: ignore[arg-type]
+    assert anna.receive()["type"] == "y"
+    for room in ("", 5):
+        with pytest.raises(BadRoom):
+            kernel.broadcast({"type": "x"}, room)  # type: ignore[arg-type]
+    with pytest.raises(BadRoom, match="surrogate"):
+        kernel.rooms.join("\ud800", anna.id)
+    for message in ({"type": "x", "room": 5}, {"type": "x", "timestamp": "now"}):
+        with pytest.raises(BadMessage):
+            kernel.broadcast(message)
+
+
+def test_a_broadcast_stalls_for_a_crowded_member(kernel_test: KernelTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others run while the publisher is held: without the stall it would never switch."""
+    client = kernel_test.connect()
+    client.stop_reading()
+    ran: list[int] = []
+    others = gevent.spawn(lambda: ran.append(len(ran)))
+    for _ in range(8):  # 800 kB: above three quarters of the outbox, but it fits
+        kernel_test.kernel.broadcast({"type": "fill", "payload": "x" * 100_000})
+    assert ran == [0]
+    assert kernel_test.kernel.stats()["counters"]["stalls"] >= 1
+    others.join()
+
+
 # Lifecycle ----------------------------------------------------------------------------------------------
 
 
@@ -309,6 +434,112 @@ def test_a_second_stop_returns_when_the_first_is_done() -> None:
     gevent.joinall(stops, timeout=5, raise_error=True)
     assert all(stop.successful() for stop in stops)
     kernel_test.stop()
+
+
+@pytest.mark.parametrize("timeout", [None, "x", -1, True, float("nan")])
+def test_a_stop_that_makes_no_sense_changes_nothing(timeout: Any) -> None:
+    kernel = RealtimeKernel(log_level="critical")
+    kernel.start()
+    with pytest.raises(ConfigurationError, match="timeout"):
+        kernel.stop(timeout)
+    assert kernel.running
+    kernel.stop(1)
+
+
+def test_a_stop_that_is_cut_short_still_stops_the_transports() -> None:
+    events: list[str] = []
+    busy = Event()
+
+    class Noted(Transport):
+        def on_start(self) -> None:
+            events.append("start")
+
+        def on_stop(self) -> None:
+            events.append("stop")
+
+        def closing(self) -> int:
+            busy.set()
+            return 1  # never done
+
+    kernel = RealtimeKernel([Noted()], log_level="critical")
+    kernel.start()
+    with gevent.Timeout(0.02, False):
+        kernel.stop(30)
+    assert busy.is_set()
+    assert events == ["start", "stop"]
+    assert not kernel.running
+
+
+def test_a_kernel_that_is_stopped_while_it_starts_stays_stopped() -> None:
+    events: list[str] = []
+    entered, release = Event(), Event()
+
+    class Slow(Transport):
+        def on_start(self) -> None:
+            entered.set()
+            release.wait(2)
+
+        def on_stop(self) -> None:
+            events.append("stop")
+
+    class Second(Slow):
+        def on_start(self) -> None:
+            events.append("second started")
+
+    kernel = RealtimeKernel([Slow(), Second()], log_level="critical")
+    starting = gevent.spawn(kernel.start)
+    assert entered.wait(2)
+    kernel.stop(1)
+    release.set()
+    with pytest.raises(NotRunning):
+        starting.get(timeout=2)
+    assert "second started" not in events
+    assert not kernel.running
+
+
+def test_what_is_no_list_of_transports_or_holds_one_twice_is_refused() -> None:
+    transport = Unstartable()
+    for transports in (transport, [transport, transport], 5):
+        with pytest.raises(ConfigurationError):
+            RealtimeKernel(transports, log_level="critical")  # type: ignore[arg-type]
+
+
+def test_on_without_an_event_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="event"):
+
+        @RealtimeKernel(log_level="critical").on  # type: ignore[arg-type]
+        def handler(message: Any, context: Any, toolkit: Any) -> None:
+            """Never registered."""
+
+
+def test_starting_says_what_is_not_patched(caplog: Any) -> None:
+    kernel = RealtimeKernel(log_level="info")
+    kernel.start()
+    kernel.stop(1)
+    assert "not monkey-patched: socket, time" in caplog.text
+
+
+def test_clients_are_told_to_go_in_batches_with_hints_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "BATCH", 3)
+    kernel_test = KernelTest(RealtimeKernel(log_level="critical"))
+    kernel_test.start()
+    clients = [kernel_test.connect() for _ in range(8)]
+    told: list[int] = []
+    pause = gevent.sleep
+
+    def noted(seconds: float = 0) -> None:
+        if seconds == drain.BATCH_PAUSE:
+            told.append(sum(connection.closed for connection in connections))
+        pause(min(seconds, 0.001))
+
+    connections = list(kernel_test.kernel.hub.connections.values())
+    monkeypatch.setattr(drain.gevent, "sleep", noted)
+    kernel_test.stop()
+    assert told == [3, 6]
+    for client in clients:
+        client.wait_closed()
+    assert {client.close_code for client in clients} == {4013}
+    assert len({client.close_reason for client in clients}) > 1
 
 
 # Templates ----------------------------------------------------------------------------------------------

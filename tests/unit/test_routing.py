@@ -112,12 +112,15 @@ def test_off_removes_templates_and_stars_by_the_text_they_were_registered_with(r
     assert router.resolve("chat:7") is None
 
 
-def test_a_route_is_concurrent_if_one_of_its_handlers_is(router: Router) -> None:
-    add(router, "a", one)
-    add(router, "b", one)
-    add(router, "b", two, concurrent=True)
-    routes = router.resolve("a"), router.resolve("b")
-    assert [route is not None and route.concurrent for route in routes] == [False, True]
+def test_a_route_is_concurrent_if_all_of_its_handlers_are_and_else_runs_those_that_are_beside(router: Router) -> None:
+    add(router, "in line", one)
+    add(router, "mixed", one)
+    add(router, "mixed", two, concurrent=True)
+    add(router, "beside", two, concurrent=True)
+    routes = [router.resolve(name) for name in ("in line", "mixed", "beside")]
+    assert [route is not None and route.concurrent for route in routes] == [False, False, True]
+    assert [[handler.function for handler, _ in route.beside] for route in routes if route] == [[], [two], []]
+    assert [[handler.function for handler, _ in route.all] for route in routes if route] == [[one], [one], [two]]
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,7 @@ def test_only_mesh_names_go_to_nodes_and_lifecycle_ones_cannot_be_forged(name: s
         MESH_EVENTS.decode(msgpack.packb({"type": name}))
 
 
-@pytest.mark.parametrize("payload", [{1: "a"}, float("nan"), 2**70, object()])
+@pytest.mark.parametrize("payload", [float("nan"), 2**70, object()])
 def test_a_payload_no_node_would_take_fails_where_it_is_sent(payload: object) -> None:
     with pytest.raises(BadMessage):
         body_of({"type": "mesh:x", "payload": payload})
