@@ -92,16 +92,20 @@ class Dispatcher:
             if isinstance(result, Generator):
                 result = self._stream(connection, message, result)
             if message.ack is not None and not connection.closed:
-                payload = {"ack": message.ack} if result is None else {"ack": message.ack, "result": result}
-                self._hub.deliver(connection, self._hub.outbound({"type": "system:ack", "payload": payload}))
+                self._acknowledge(connection, message, result)
         except BaseException as error:
             self._raise_if_ending(error)
             self._answer_failure(connection, message, error)
 
+    def _acknowledge(self, connection: Connection, message: Message, result: Any) -> None:
+        """Answer a message that asked for it. Parks and raises as ``Hub.deliver`` does."""
+        payload = {"ack": message.ack} if result is None else {"ack": message.ack, "result": result}
+        self._hub.deliver(connection, self._hub.outbound({"type": "system:ack", "payload": payload}))
+
     def _raise_if_ending(self, error: BaseException) -> None:
         """Raise again what is not the handler's: Ctrl-C, and the end of all workers."""
         if isinstance(error, KeyboardInterrupt) or (
-            isinstance(error, GreenletExit) and (self._hub.workers.stopping)
+            isinstance(error, GreenletExit) and self._hub.workers.stopping
         ):
             raise error
 
@@ -261,8 +265,7 @@ class Dispatcher:
             result = self._through(0, message, connection.context, toolkit, run_any)
             message.params = params
             if message.ack is not None:
-                payload = {"ack": message.ack} if passed or result is None else {"ack": message.ack, "result": result}
-                self._hub.deliver(connection, self._hub.outbound({"type": "system:ack", "payload": payload}))
+                self._acknowledge(connection, message, None if passed else result)
         except BaseException as error:
             self._raise_if_ending(error)
             if isinstance(error, (ConnectionClosed, gevent.Timeout)):

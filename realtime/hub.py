@@ -27,7 +27,7 @@ from realtime.errors import (
     UnknownClient,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, is_reserved
-from realtime.message import Codec, Droppable, Message, Outbound
+from realtime.message import Codec, Droppable, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
@@ -350,6 +350,15 @@ class Hub:
         if not connection.closed:
             self._put(connection, self.outbound({"type": "system:error", "payload": payload}))
 
+    def _finished(self, outbound: Outbound, wire: Wire) -> bytes:
+        """Return the frame for a wire. Raises MessageTooBig, BadMessage."""
+        frame = outbound.finished(wire)
+        if len(frame) > self.limits.outbox:
+            raise MessageTooBig(
+                f"a message of {len(frame)} bytes does not fit into an outbox of {self.limits.outbox} (Limits.outbox)"
+            )
+        return frame
+
     def deliver(self, connection: Connection, outbound: Outbound, *, patience: float | None = None) -> None:
         """Send to one client. Parks while its outbox is crowded, at most ``patience`` seconds: switches.
 
@@ -363,11 +372,7 @@ class Hub:
         if connection.closed:
             raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
         outbox = connection.outbox
-        frame = outbound.finished(connection.wire)
-        if len(frame) > self.limits.outbox:
-            raise MessageTooBig(
-                f"a message of {len(frame)} bytes does not fit into an outbox of {self.limits.outbox} (Limits.outbox)"
-            )
+        frame = self._finished(outbound, connection.wire)
         if not outbox.has_room(len(frame)) and not isinstance(frame, Droppable):
             outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
             if connection.closed:
@@ -409,12 +414,7 @@ class Hub:
                 continue
             if connection.wire is not wire:
                 wire = connection.wire
-                frame = outbound.finished(wire)
-                if len(frame) > self.limits.outbox:
-                    raise MessageTooBig(
-                        f"a message of {len(frame)} bytes does not fit into an outbox of "
-                        f"{self.limits.outbox} (Limits.outbox)"
-                    )
+                frame = self._finished(outbound, wire)
             outbox = connection.outbox
             if outbox.size + len(frame) > self.limits.outbox and not isinstance(frame, Droppable):
                 full.append((outbox, frame))

@@ -147,9 +147,7 @@ class Outbox:
         frames.insert(1 if frames and type(frames[0]) is memoryview else 0, frame)
         self.size += len(frame)
         self._urgent += len(frame)
-        if not self._scheduled:
-            self._scheduled = True
-            self._flusher.add(self)
+        self._flush_soon()
 
     def put_last(self, frame: bytes) -> None:
         """Append a frame, such as a close frame, after which everything is refused."""
@@ -160,9 +158,7 @@ class Outbox:
         self._frames.append(frame)
         self.size += len(frame)
         self._wake()
-        if not self._scheduled:
-            self._scheduled = True
-            self._flusher.add(self)
+        self._flush_soon()
 
     def _put_carefully(self, frame: bytes) -> bool:
         """Append a droppable frame, or one that may not fit. The slow path of put()."""
@@ -186,10 +182,14 @@ class Outbox:
                 return False
         self.size += len(frame)
         self._frames.append(frame)
+        self._flush_soon()
+        return True
+
+    def _flush_soon(self) -> None:
+        """See to it that a flush comes; put() has this in place, because it is the hot path."""
         if not self._scheduled:
             self._scheduled = True
             self._flusher.add(self)
-        return True
 
     def _overflow(self) -> None:
         """Cut the slow consumer off."""
