@@ -4,7 +4,7 @@ Importing this package monkey-patches nothing.
 """
 
 from realtime.codes import CloseCode, ErrorCode
-from realtime.config import Heartbeat, KiB, Limits, MeshOptions, MiB
+from realtime.config import Heartbeat, KiB, Limits, MeshOptions, MiB, PoolOptions
 from realtime.connection import Connection, Context
 from realtime.errors import (
     BadMessage,
@@ -13,6 +13,7 @@ from realtime.errors import (
     ConfigurationError,
     ConnectionClosed,
     MessageTooBig,
+    NotConfirmed,
     NotRunning,
     PortInUse,
     RealtimeError,
@@ -24,11 +25,14 @@ from realtime.errors import (
 from realtime.events import event_name
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
+from realtime.protocols.mesh_filters import RouteFilter
 from realtime.signaling import WebRTCSignalingBridge
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
 from realtime.transports.mesh import PeerMeshTransport
+from realtime.transports.mesh_tls import MeshTLS
 from realtime.transports.websocket import WebSocketTransport
+from realtime.worker_pool import Worker, WorkerPool
 
 __all__ = [
     "BadMessage",
@@ -44,15 +48,19 @@ __all__ = [
     "KiB",
     "Limits",
     "MeshOptions",
+    "MeshTLS",
     "Message",
     "MessageTooBig",
     "MiB",
+    "NotConfirmed",
     "NotRunning",
     "PeerMeshTransport",
+    "PoolOptions",
     "PortInUse",
     "RealtimeError",
     "RealtimeKernel",
     "Reject",
+    "RouteFilter",
     "TimedOut",
     "TooManyRooms",
     "Toolkit",
@@ -60,5 +68,7 @@ __all__ = [
     "UnknownClient",
     "WebRTCSignalingBridge",
     "WebSocketTransport",
+    "Worker",
+    "WorkerPool",
     "event_name",
 ]

@@ -39,6 +39,11 @@ examples:
   realtime serve chat:kernel                     the object `kernel` in chat.py
   realtime serve chat                            the same: `kernel` is the name it looks for
   realtime serve shop.sockets:live.kernel --log-level debug
+  realtime serve chat:kernel --workers 4         four processes that share the port
+  realtime serve chat:kernel --workers auto      one for each processor
+
+With --workers every process imports the module for itself; one that dies is started again. SIGHUP to the first
+process replaces the others one by one, with what the files hold then, and refuses no connection meanwhile.
 
 exit codes: 0 stopped by a signal, 1 it could not start (the port is in use, ...), 2 no such module or kernel
 """
@@ -101,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("debug", "info", "warning", "error", "critical"),
         help="instead of the kernel's own log_level",
     )
+    serve.add_argument(
+        "--workers", metavar="N", type=_workers, help="run N processes behind one port; auto: one for each processor"
+    )
     serve.set_defaults(command=_serve)
     doctor = commands.add_parser(
         "doctor",
@@ -114,6 +122,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _workers(text: str) -> int:
+    """Read the value of ``--workers``."""
+    from realtime.worker_pool import usable_cpus
+
+    if text == "auto":
+        return usable_cpus()
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1, or auto")
+    return int(text)
+
+
 def _complain(text: object) -> None:
     print(f"realtime: {text}", file=sys.stderr)
 
@@ -123,6 +142,8 @@ def _complain(text: object) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Patch, import, run. Returns the exit code; blocks until the kernel has stopped."""
+    if arguments.workers is not None:
+        return _serve_with_workers(arguments)
     from gevent import monkey
 
     monkey.patch_all()
@@ -142,6 +163,33 @@ def _serve(arguments: argparse.Namespace) -> int:
     except _Complaint as complaint:
         _complain(complaint)
         return MISUSED
+    except ConfigurationError as error:
+        _complain(error)
+        return FAILED
+    return OK
+
+
+def _serve_with_workers(arguments: argparse.Namespace) -> int:
+    """Run a pool of processes, each of which patches and imports. Returns the exit code; blocks."""
+    from realtime.errors import ConfigurationError
+    from realtime.startup import configure_logging
+    from realtime.worker_pool import Worker, WorkerPool
+
+    def setup(_worker: Worker) -> RealtimeKernel:
+        from gevent import monkey
+
+        monkey.patch_all()
+        try:
+            kernel = _load(arguments.target)
+        except _Complaint as complaint:
+            _complain(complaint)
+            raise SystemExit(MISUSED) from None
+        if arguments.log_level is not None:
+            configure_logging(arguments.log_level)
+        return kernel
+
+    try:
+        WorkerPool(arguments.workers, setup, log_level=arguments.log_level or "info").run()
     except ConfigurationError as error:
         _complain(error)
         return FAILED

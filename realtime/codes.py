@@ -59,11 +59,13 @@ class ErrorCode:
     RESERVED_TYPE = "reserved_type"  # a name under system:, client: or mesh:
     REJECTED = "rejected"  # a handler raised Reject without a code
     UNAUTHORIZED = "unauthorized"  # authenticate refused without a code
+    FORBIDDEN = "forbidden"  # system:join and system:presence where no rule allows it
     UNKNOWN_CLIENT = "unknown_client"  # a target that is not connected
     TOO_MANY_ROOMS = "too_many_rooms"  # Limits.rooms_per_client
     BAD_ROOM = "bad_room"  # a room name that is empty, no string or longer than Limits.room_name
     MESSAGE_TOO_BIG = "message_too_big"  # larger than the receiver's whole outbox
     RATE_LIMITED = "rate_limited"  # for applications and middleware that count
     INBOX_FULL = "inbox_full"  # too much arrived while a handler waited for this client
+    CANCELLED = "cancelled"  # the client wanted no more of a streamed answer (system:cancel)
     TIMEOUT = "timeout"  # a handler's call() or wait_for() was not answered in time
     INTERNAL = "internal_error"  # a handler failed; the details are in the server's log

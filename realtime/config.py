@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 from realtime.errors import ConfigurationError
 
-__all__ = ["Heartbeat", "KiB", "Limits", "MeshOptions", "MiB"]
+__all__ = ["Heartbeat", "KiB", "Limits", "MeshOptions", "MiB", "PoolOptions"]
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -95,6 +95,9 @@ class Limits:
     presence_listed: int = 100
     """Members ``presence.list()`` shows unless told otherwise; ``.total`` always counts all."""
 
+    presence_metadata: int = 4 * KiB
+    """Bytes, as JSON, of the metadata of a client that changes its presence by itself (``system:presence``)."""
+
     ack_timeout: float = 10.0
     """How long ``call`` waits for the client's answer unless told otherwise."""
 
@@ -168,6 +171,27 @@ class MeshOptions:
     handshakes: int = 64
     """Accepted connections that have not proved the secret yet; the next ones are closed at once."""
 
+    resend: int = 16 * MiB
+    """Bytes sent to one node that it has not acknowledged yet and that are kept to be sent again after its link
+    broke. What is older is forgotten, counted, and told to both sides as a gap. More bridges a longer loss of
+    the link and costs as much memory per node (a Redis replica's backlog is 1 MiB, Phoenix keeps none)."""
+
+    resend_frames: int = 65_536
+    """The same in frames, however small they are."""
+
+    digest: float = 30.0
+    """Between two digests of a node's clients and rooms, by which the others notice that they missed something.
+    Nothing should be missed, so this only bounds how long a fault lasts (Phoenix's tracker, whose messages may be
+    lost, compares every 3 s)."""
+
+    tombstones: float = 600.0
+    """How long a node that is down or has left is remembered, so that old rumours do not bring it back, and one
+    that is down is tried again. A partition that lasts longer heals through ``peers`` alone."""
+
+    known_nodes: int = 1024
+    """Nodes of the cluster, and again as many that are down or have left. Rumours of further ones are dropped and
+    counted. Full mesh costs each node one link per other one: past some hundreds it is the wrong shape."""
+
     def __post_init__(self) -> None:
         _require_positive(self)
         if not self.ping < self.suspect <= self.down:
@@ -179,7 +203,39 @@ class MeshOptions:
             raise ConfigurationError(
                 f"MeshOptions(backoff={self.backoff!r}): must be at most backoff_max, {self.backoff_max!r}"
             )
-        if self.message_size > self.outbox // 2:
+        for name, size in (("outbox", self.outbox), ("resend", self.resend)):
+            if self.message_size > size // 2:
+                raise ConfigurationError(
+                    f"MeshOptions(message_size={self.message_size!r}): must be at most half of {name}, {size!r}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """How a WorkerPool treats its worker processes. Durations are seconds."""
+
+    start: float = 30.0
+    """From the fork until a worker must serve (gunicorn's ``timeout``). One that takes longer is killed: more only
+    where importing the application really takes longer."""
+
+    drain: float = 10.0
+    """For a worker that is told to end to finish with its clients, as ``kernel.stop`` has by default; it is killed
+    2 s after that."""
+
+    backoff: float = 1.0
+    """Before the second attempt to restart a worker that dies; the first is made at once. Doubled for each
+    further one. A random half is taken off, so that workers that die together do not restart together."""
+
+    backoff_max: float = 30.0
+    """The longest pause between two attempts."""
+
+    steady: float = 10.0
+    """A worker that has served for so long was healthy: when it dies, the pauses begin anew (supervisord's
+    ``startsecs`` is 1)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.backoff > self.backoff_max:
             raise ConfigurationError(
-                f"MeshOptions(message_size={self.message_size!r}): must be at most half of outbox, {self.outbox!r}"
+                f"PoolOptions(backoff={self.backoff!r}): must be at most backoff_max, {self.backoff_max!r}"
             )

@@ -16,9 +16,10 @@ from realtime.message import JSON, Message, Wire
 
 if TYPE_CHECKING:
     from realtime.conversation import Waiter
+    from realtime.dispatch import Stream
     from realtime.outbox import Outbox
 
-__all__ = ["Connection", "Context"]
+__all__ = ["Connection", "Context", "RemoteClient"]
 
 PLAIN_JSON = Wire(JSON, lambda payload: payload)
 _NOTHING_WAITS: deque[tuple[Message, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
@@ -29,7 +30,7 @@ class Context:
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection | RemoteClient) -> None:
         self._connection = connection
 
     @property
@@ -71,6 +72,28 @@ class Context:
         return f"<Context {self.transport} client {self.id}>"
 
 
+class RemoteClient:
+    """A client of another node, as far as presence tells: what the filter of a broadcast looks at.
+
+    :param entry: its entry in presence.
+    """
+
+    transport = "mesh"
+    identity = None
+    remote_address = None
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.id: str = entry["id"]
+        self.metadata: dict[str, Any] = entry["metadata"]
+        self.connected_at: float = entry["connected_at"]
+        self._rooms: list[str] = entry["rooms"]
+        self.context = Context(self)
+
+    def current_rooms(self) -> list[str]:
+        """Return the rooms it is in."""
+        return self._rooms
+
+
 class Connection(ABC):
     """One client of a transport. A transport of one's own implements ``transmit`` and ``end``.
 
@@ -100,6 +123,7 @@ class Connection(ABC):
         "outbox",
         "paused",
         "remote_address",
+        "streams",
         "waiters",
         "wire",
     )
@@ -137,6 +161,7 @@ class Connection(ABC):
         self.concurrent = 0  # handlers running beside the inbox
         self.waiters: list[Waiter] | None = None
         self.calls: dict[int, AsyncResult[Any]] | None = None
+        self.streams: dict[str | int, Stream] | None = None  # under way, by ack
         self.answers = 0  # ids given to calls so far
         self.last_rooms: Sequence[str] | None = None
         self._rooms_for: Any = None

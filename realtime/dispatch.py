@@ -8,6 +8,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 import gevent
+import greenlet
 from gevent.threadpool import ThreadPool
 from greenlet import GreenletExit
 
@@ -19,6 +20,7 @@ from realtime.errors import BadMessage, ConnectionClosed, NotRunning, Reject, Ti
 from realtime.events import LIFECYCLE
 from realtime.hub import Hub
 from realtime.message import Message
+from realtime.requests import ClientRequests
 from realtime.routing import Handler, Route, Router
 from realtime.toolkit import Toolkit
 
@@ -30,6 +32,45 @@ __all__ = ["Dispatcher", "Middleware"]
 log = logging.getLogger("realtime")
 
 LONGEST_TURN = 0.010  # seconds a stream may go on without letting others run
+
+class Cancelled(Reject):
+    """Raised inside a generator whose asker wants no more of it; answered as its code says."""
+
+    default_code = ErrorCode.CANCELLED
+
+
+class Stream:
+    """A streamed answer that is under way."""
+
+    __slots__ = ("_greenlet", "_interruptible", "cancelled", "computing")
+
+    def __init__(self, items: Generator[Any, Any, Any]) -> None:
+        self._greenlet = greenlet.getcurrent()
+        self._interruptible = not threads.runs_in_pool(items)
+        self.cancelled = False
+        self.computing = False
+        """Its next item is being made: it may wait for something that never comes."""
+
+    def cancel(self) -> None:
+        """End it, also where it waits; it raises Cancelled."""
+        if not self.cancelled:
+            self.cancelled = True
+            gevent.get_hub().loop.run_callback(self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self.computing and self._interruptible:
+            self._greenlet.throw(Cancelled("cancelled"))
+
+    def next(self, items: Generator[Any, Any, Any]) -> Any:
+        """Return the next item. Raises StopIteration, or Cancelled."""
+        if self.cancelled:
+            raise Cancelled("cancelled")
+        self.computing = True
+        try:
+            return next(items)
+        finally:
+            self.computing = False
+
 
 Middleware = Callable[[Message, Context, Toolkit, Callable[[], Any]], Any]
 
@@ -47,6 +88,8 @@ class Dispatcher:
         self._kernel = kernel
         self._debug = debug
         self._hub = Hub(limits, self)
+        for event, handler in ClientRequests(self._hub.rooms, self._hub.presence, limits).handlers.items():
+            self.router.add(event, handler)
         self._pool: ThreadPool | None = None
 
     @property
@@ -196,13 +239,17 @@ class Dispatcher:
     def _stream(self, connection: Connection, message: Message, items: Generator[Any, Any, Any]) -> Any:
         """Send each item to the asker, waiting while its outbox is crowded; return the generator's result."""
         hub = self._hub
+        stream = Stream(items)
         try:
             if message.ack is None:
                 raise Reject(f"{message.type!r} answers with a stream: send it with an ack", code=ErrorCode.BAD_MESSAGE)
+            if connection.streams is None:
+                connection.streams = {}
+            connection.streams[message.ack] = stream
             turn_ends = perf_counter() + LONGEST_TURN
             while True:
                 try:
-                    item = next(items)
+                    item = stream.next(items)
                 except StopIteration as stop:
                     return stop.value
                 if perf_counter() > turn_ends:  # a fast reader must not keep the loop from everybody else
@@ -212,7 +259,16 @@ class Dispatcher:
                 outbound = hub.outbound({"type": "system:stream", "payload": payload})
                 hub.deliver(connection, outbound, patience=self._hub.limits.backpressure_timeout)
         finally:
+            if connection.streams and message.ack is not None and connection.streams.get(message.ack) is stream:
+                del connection.streams[message.ack]
             items.close()
+
+    def cancel(self, connection: Connection, ack: str | int) -> bool:
+        """End a streamed answer whose asker wants no more; False if none is under way."""
+        stream = connection.streams.get(ack) if connection.streams else None
+        if stream is not None:
+            stream.cancel()
+        return stream is not None
 
     def _answer_failure(self, connection: Connection, message: Message, error: BaseException) -> None:
         """Tell the client what went wrong with its message: as much of it as is its business."""

@@ -17,7 +17,7 @@ from realtime.hub import Hub
 if TYPE_CHECKING:
     from realtime.kernel import TransportLike
 
-__all__ = ["SIGNALS", "check_close", "drain"]
+__all__ = ["SIGNALS", "check_close", "come_back", "drain"]
 
 log = logging.getLogger("realtime")
 
@@ -76,9 +76,14 @@ def _tell_clients(hub: Hub, deadline: float) -> None:
     connections = list(hub.connections.values())
     for start in range(0, len(connections), BATCH):
         for connection in connections[start : start + BATCH]:
-            _try(connection.end, CloseCode.DRAINING, f"retry_after={random.uniform(0, RETRY_SPREAD):.2f}")
+            _try(connection.end, CloseCode.DRAINING, come_back())
         if start + BATCH < len(connections) and time.monotonic() < deadline:
             gevent.sleep(BATCH_PAUSE)
+
+
+def come_back() -> str:
+    """Return the close reason that tells a client when to try again, spread so that not all come at once."""
+    return f"retry_after={random.uniform(0, RETRY_SPREAD):.2f}"
 
 
 def _wait_until(done: Callable[[], bool], deadline: float) -> None:

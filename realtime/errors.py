@@ -13,6 +13,7 @@
     │   └── MessageTooBig                   does not fit into the receiver's outbox at all
     ├── BadMessage (ValueError)             cannot be decoded (a client's), or cannot be encoded (ours)
     ├── TimedOut (TimeoutError)             call(), wait_for() or receive() ran out of time
+    │   └── NotConfirmed                    a broadcast that not every node has confirmed; has .nodes
     ├── CallFailed                          the client answered a call() with an error
     ├── ConnectionClosed (ConnectionError)  the peer is gone; has .code and .reason
     └── ProtocolError                       bytes that break a protocol; has .code for the close frame
@@ -25,7 +26,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from realtime.codes import CloseCode, ErrorCode
 
@@ -39,6 +40,7 @@ __all__ = [
     "HandshakeError",
     "MeshError",
     "MessageTooBig",
+    "NotConfirmed",
     "NotRunning",
     "PayloadNotUtf8",
     "PayloadTooBig",
@@ -49,6 +51,7 @@ __all__ = [
     "TimedOut",
     "TooManyRooms",
     "UnknownClient",
+    "unknown_client",
 ]
 
 
@@ -108,6 +111,11 @@ class UnknownClient(Reject, LookupError):
     default_code = ErrorCode.UNKNOWN_CLIENT
 
 
+def unknown_client(client_id: str) -> UnknownClient:
+    """Return what to raise where nobody has this id."""
+    return UnknownClient(f"no client {client_id!r} is connected")
+
+
 class MessageTooBig(Reject):
     """A message alone is larger than ``Limits.outbox``: it could never be delivered."""
 
@@ -128,6 +136,15 @@ class BadMessage(RealtimeError, ValueError):
 
 class TimedOut(RealtimeError, TimeoutError):
     """What ``call()``, ``wait_for()`` or ``receive()`` waits for did not come in time."""
+
+
+class NotConfirmed(TimedOut):
+    """Not every node confirmed a broadcast in time: ``.nodes`` did not, ``.delivered`` clients have it elsewhere."""
+
+    def __init__(self, message: str, *, nodes: Sequence[str] = (), delivered: int = 0) -> None:
+        super().__init__(message)
+        self.nodes = tuple(nodes)
+        self.delivered = delivered
 
 
 class CallFailed(RealtimeError):

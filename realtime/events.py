@@ -14,6 +14,7 @@ RESERVED_PREFIXES = ("system:", "client:", "mesh:")
 CLIENT_CONNECTED = "client:connected"
 CLIENT_DISCONNECTED = "client:disconnected"
 LIFECYCLE = (CLIENT_CONNECTED, CLIENT_DISCONNECTED)
+REQUESTS = frozenset(("system:join", "system:leave", "system:presence"))  # handled in line, as any message
 
 _PARAMETER = re.compile(r"\[([^\[\]]*)\]")
 

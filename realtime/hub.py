@@ -16,17 +16,18 @@ from typing import Any, Protocol
 import gevent
 
 from realtime import conversation
+from realtime.cluster import Alone, Cluster
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits, MiB
-from realtime.connection import Connection
+from realtime.connection import Connection, Context
 from realtime.errors import (
     BadMessage,
+    ConfigurationError,
     ConnectionClosed,
     MessageTooBig,
     NotRunning,
-    UnknownClient,
 )
-from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, is_reserved
+from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
 from realtime.message import Codec, Droppable, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
@@ -37,6 +38,11 @@ __all__ = ["Hub", "HubUser"]
 
 VERSION_OF_WIRE = 1
 READ_AHEAD = 16  # messages of one client a worker handles before the next client's turn
+
+
+def _always(outbox: Outbox) -> bool:
+    """Whoever publishes here stalls for every crowded member."""
+    return True
 
 
 class HubUser(Protocol):
@@ -51,6 +57,9 @@ class HubUser(Protocol):
     def wants(self, event: str) -> bool:
         """Tell whether a lifecycle event has handlers."""
 
+    def cancel(self, connection: Connection, ack: str | int) -> bool:
+        """End a streamed answer whose asker wants no more; False if none is under way."""
+
 
 class Hub:
     """Connections and delivery. Belongs to one thread; everything here runs in its event loop."""
@@ -62,11 +71,33 @@ class Hub:
         self._codecs: Counter[Codec] = Counter()  # of the clients that are here
         self.draining = False
         """Read nothing more from clients, but for what handlers wait for."""
+        self.on_gone: list[Callable[[Context, int], None]] = []
+        """Told of each client that has gone, with the close code, at once and whatever its handlers are doing;
+        ``context.rooms`` are those it was in. Must not wait, nor raise."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
-        self.presence = PresenceStore(limits, self.rooms.rooms_for, self.rooms.members)
+        self.presence = PresenceStore(limits, self.rooms)
+        self.cluster: Cluster = Alone()
+        """The other nodes."""
         self._user = user
         self._workers: Workers | None = None
         self._flusher: Flusher | None = None
+
+    def join_cluster(self, cluster: Cluster) -> None:
+        """Be one node of a cluster from now on.
+
+        :raises ConfigurationError: the kernel is in one already.
+        """
+        if not isinstance(self.cluster, Alone):
+            raise ConfigurationError(f"the kernel is in a cluster already: {type(self.cluster).__name__}")
+        self.cluster = self.rooms.cluster = self.presence.cluster = cluster
+
+    def leave_cluster(self) -> None:
+        """Be alone again."""
+        self.cluster = self.rooms.cluster = self.presence.cluster = Alone()
+
+    def wants(self, event: str) -> bool:
+        """Tell whether an event has handlers."""
+        return self._user.wants(event)
 
     # Lifecycle -----------------------------------------------------------------------------------
 
@@ -107,6 +138,9 @@ class Hub:
         self.connections[connection.id] = connection
         self._codecs[connection.wire.codec] += 1
         self.presence.add(connection.id, connection.metadata, connection.connected_at)
+        self.cluster.client_came(
+            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
+        )
         self.counters["connected"] += 1
         if self._user.wants(CLIENT_CONNECTED):
             connection.greeting = True
@@ -130,7 +164,10 @@ class Hub:
             self.refuse(connection, error.message, error.ack)
             return
         if is_reserved(message.type):
-            self._receive_system(connection, message)
+            if message.type in REQUESTS:
+                self._enqueue(connection, message, len(data))
+            else:
+                self._receive_system(connection, message)
             return
         waiters = connection.waiters
         if waiters:
@@ -168,14 +205,17 @@ class Hub:
             return
         connection.closed = True
         known = self.connections.pop(connection.id, None) is not None
-        connection.last_rooms = self.rooms.leave_all(connection.id)
+        connection.last_rooms = self.rooms.forget(connection.id)
         self.presence.remove(connection.id)
         conversation.give_up(connection, ConnectionClosed(code, reason))
         if not known:
             return
+        self.cluster.client_went(connection.id)
         self._codecs[connection.wire.codec] -= 1
         self._codecs += Counter()  # forgets those at 0
         self.counters["disconnected"] += 1
+        for tell in self.on_gone if self._workers is not None else ():
+            tell(connection.context, int(code))
         if self._user.wants(CLIENT_DISCONNECTED) and self._workers is not None:
             payload = {"reason": reason, "code": int(code), "rooms": list(connection.last_rooms)}
             self.receive_event(connection, Message(CLIENT_DISCONNECTED, payload))
@@ -284,6 +324,8 @@ class Hub:
             self._take_answer(connection, message)
         elif name == "system:hello":
             self._welcome(connection, message)
+        elif name == "system:cancel":
+            self._cancel(connection, message)
         else:
             self.counters["refused_reserved_type"] += 1
             text = f"{name!r} is reserved: clients send names outside system:, client: and mesh:"
@@ -296,6 +338,21 @@ class Hub:
                 self.counters["late_answers"] += 1
         except BadMessage as error:
             self.refuse(connection, error.message)
+
+    def _cancel(self, connection: Connection, message: Message) -> None:
+        """A client wants no more of a streamed answer, or never to begin with it."""
+        ack = message.payload.get("ack") if isinstance(message.payload, dict) else None
+        if not isinstance(ack, (str, int)) or isinstance(ack, bool):
+            self.refuse(connection, 'a cancellation is {"ack": id} with the id of what was asked', message.ack)
+            return
+        for index, (waiting, _) in enumerate(connection.inbox):
+            if waiting.ack == ack:
+                connection.dequeue(index)
+                self.resume_if_room(connection)
+                self.send_error(connection, "cancelled", ErrorCode.CANCELLED, ack=ack)
+                return
+        if not self._user.cancel(connection, ack):
+            self.counters["late_cancellations"] += 1
 
     def _welcome(self, connection: Connection, message: Message) -> None:
         limits, beat = self.limits, connection.heartbeat
@@ -310,9 +367,9 @@ class Hub:
                 "room_name": limits.room_name,
             },
         }
-        self._put(connection, self.outbound({"type": "system:welcome", "payload": payload}))
+        self.put(connection, self.outbound({"type": "system:welcome", "payload": payload}))
         if message.ack is not None:
-            self._put(connection, self.outbound({"type": "system:ack", "payload": {"ack": message.ack}}))
+            self.put(connection, self.outbound({"type": "system:ack", "payload": {"ack": message.ack}}))
 
     # Delivery ----------------------------------------------------------------------------------------
 
@@ -320,17 +377,14 @@ class Hub:
         """Stamp a message with the time. Raises BadMessage."""
         return Outbound(message, int(time.time() * 1000), **options)
 
-    def find(self, client_id: str) -> Connection:
-        """Return a client's connection; raise UnknownClient."""
-        connection = self.connections.get(client_id)
-        if connection is None:
-            raise UnknownClient(f"no client {client_id!r} is connected")
-        return connection
+    def put(self, connection: Connection, outbound: Outbound) -> None:
+        """Put into one outbox without waiting: where it does not fit, its policy decides.
 
-    def _put(self, connection: Connection, outbound: Outbound) -> None:
-        """Put into one outbox without waiting."""
+        :raises MessageTooBig, BadMessage: it cannot be sent.
+        """
+        frame = self._finished(outbound, connection.wire)
         self.counters["sent"] += 1
-        connection.outbox.put(outbound.finished(connection.wire))
+        connection.outbox.put(frame)
 
     def send_error(
         self,
@@ -348,7 +402,7 @@ class Hub:
         if details is not None:
             payload["details"] = _printable(details)
         if not connection.closed:
-            self._put(connection, self.outbound({"type": "system:error", "payload": payload}))
+            self.put(connection, self.outbound({"type": "system:error", "payload": payload}))
 
     def _finished(self, outbound: Outbound, wire: Wire) -> bytes:
         """Return the frame for a wire. Raises MessageTooBig, BadMessage."""
@@ -380,22 +434,31 @@ class Hub:
         self.counters["sent"] += 1
         outbox.put(frame)
 
-    def _deliver_to_full(self, full: list[tuple[Outbox, bytes]]) -> int:
-        """Put a frame where it does not fit now: wait for room, ``Limits.stall`` for all together, then put."""
-        self.counters["stalls"] += 1
-        deadline = time.perf_counter() + self.limits.stall
+    def _deliver_to_full(
+        self, full: list[tuple[Outbox, bytes]], deadline: float, waits_for: Callable[[Outbox], bool]
+    ) -> int:
+        """Put a frame where it does not fit now: wait for room, until ``deadline`` for all together, then put."""
         delivered = 0
         for outbox, frame in full:
-            outbox.wait_for_room(deadline - time.perf_counter(), len(frame))
+            if waits_for(outbox):
+                outbox.wait_for_room(deadline - time.perf_counter(), len(frame))
             delivered += outbox.put(frame)
         return delivered
 
-    def deliver_to(self, client_ids: Iterable[str], outbound: Outbound, skip: Collection[str] = ()) -> int:
+    def deliver_to(
+        self,
+        client_ids: Iterable[str],
+        outbound: Outbound,
+        skip: Collection[str] = (),
+        *,
+        waits_for: Callable[[Outbox], bool] = _always,
+    ) -> int:
         """Put one message into many outboxes; return to how many clients it went.
 
         Where members are above the high-water mark the caller stalls, at most ``Limits.stall`` in all, so
         that a fast publisher cannot cut healthy members off: only then does this switch.
 
+        :param waits_for: tells of an outbox that is above it whether to stall for it.
         :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
         :raises BadMessage: the payload cannot be encoded.
         """
@@ -423,12 +486,13 @@ class Hub:
             count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
-        if full:
-            count += self._deliver_to_full(full)
-        self.counters["sent"] += count
-        if crowded:
+        crowded = [outbox for outbox in crowded if waits_for(outbox)]
+        if full or crowded:
             self.counters["stalls"] += 1
-            stall(crowded, self.limits.stall)
+            deadline = time.perf_counter() + self.limits.stall  # for both kinds together
+            count += self._deliver_to_full(full, deadline, waits_for)
+            stall(crowded, deadline - time.perf_counter())
+        self.counters["sent"] += count
         return count
 
 

@@ -13,12 +13,13 @@ from gevent.event import Event
 from realtime import conversation, drain, startup
 from realtime.codes import CloseCode
 from realtime.config import Limits
-from realtime.connection import Connection, Context
+from realtime.connection import Connection, Context, RemoteClient
 from realtime.dispatch import Dispatcher
 from realtime.errors import (
     ConfigurationError,
     ConnectionClosed,
     NotRunning,
+    unknown_client,
 )
 from realtime.hub import Hub
 from realtime.message import Message
@@ -29,7 +30,7 @@ from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.watchdog import Watchdog
 
-__all__ = ["RealtimeKernel", "TransportLike"]
+__all__ = ["RealtimeKernel", "Service", "TransportLike"]
 
 log = logging.getLogger("realtime")
 
@@ -59,6 +60,19 @@ class TransportLike(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Named numbers."""
+
+
+class Service(Protocol):
+    """Something that lives as long as the kernel runs, such as a greenlet that sweeps: see ``add_service``."""
+
+    def on_start(self) -> None:
+        """The kernel starts; clients come after this has returned. Raise to keep it from starting."""
+
+    def on_stop(self) -> None:
+        """Release everything, once no client is left or after ``on_start`` failed. A second call does nothing."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return named numbers for ``kernel.stats()["services"]``."""
 
 
 class State(Enum):
@@ -108,6 +122,7 @@ class RealtimeKernel:
         self._home.guard(self._hub.presence, ("list", "get", "update"))
         self._router = self._dispatcher.router
         self._transports: list[TransportLike] = []
+        self._services: list[Service] = []
         self._watchdog = Watchdog(self.limits.blocked_loop)
         self._state = State.STOPPED
         self._stopped = Event()
@@ -156,6 +171,27 @@ class RealtimeKernel:
             transport.on_start()
         self._transports.append(transport)
         return self
+
+    def add_service(self, service: Service) -> None:
+        """Have a service start before the transports and stop after them; now, if the kernel is running.
+
+        One that cannot start at once is not added: what ``on_start`` raised is raised again.
+
+        :raises ConfigurationError: not a service, or one that belongs to this kernel already.
+        """
+        if isinstance(service, type) or not all(
+            callable(getattr(service, name, None)) for name in ("on_start", "on_stop", "stats")
+        ):
+            raise ConfigurationError(f"{service!r} is not a service: it needs on_start, on_stop and stats")
+        if service in self._services:
+            raise ConfigurationError(f"{type(service).__name__} belongs to this kernel already")
+        if self.running:
+            try:
+                service.on_start()
+            except BaseException:
+                service.on_stop()
+                raise
+        self._services.append(service)
 
     @overload
     def on(self, event: str, handler: F, *, concurrent: bool = ..., threadpool: bool = ...) -> F: ...
@@ -212,9 +248,9 @@ class RealtimeKernel:
         self._state = state
 
     def start(self) -> None:
-        """Start every transport; return when all of them listen. Switches greenlets.
+        """Start every service and transport; return when all transports listen. Switches greenlets.
 
-        :raises PortInUse, ConfigurationError: a transport cannot start; those that did are stopped again. Or the
+        :raises PortInUse, ConfigurationError: one cannot start; those that did are stopped again. Or the
             kernel is running already.
         """
         if self._state is not State.STOPPED:
@@ -225,16 +261,16 @@ class RealtimeKernel:
         self._watchdog.start()
         self._stopped.clear()
         self._move(State.RUNNING)
-        started: list[TransportLike] = []
+        started: list[TransportLike | Service] = []
         try:
-            for transport in self._transports:
-                started.append(transport)
-                transport.on_start()
+            for part in (*self._services, *self._transports):
+                started.append(part)
+                part.on_start()
                 if not self.running:
                     raise NotRunning("the kernel was stopped while it started")
         except BaseException:
-            for transport in reversed(started):
-                transport.on_stop()
+            for part in reversed(started):
+                part.on_stop()
             if self.running:
                 self._move(State.STOPPING)
                 self._shut_down()
@@ -292,7 +328,15 @@ class RealtimeKernel:
         try:
             drain.drain(self._hub, self._transports, timeout)
         finally:
+            self._stop_services()
             self._shut_down()
+
+    def _stop_services(self) -> None:
+        for service in reversed(self._services):
+            try:
+                service.on_stop()
+            except Exception:  # the others and the kernel must stop all the same
+                log.exception("%s failed to stop", type(service).__name__)
 
     def _shut_down(self) -> None:
         self._watchdog.stop()
@@ -313,7 +357,11 @@ class RealtimeKernel:
         :raises UnknownClient: no such client is connected.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
-        self._send_to(self._hub.find(client_id), message, overflow, key)
+        connection = self._hub.connections.get(client_id)
+        if connection is not None:
+            self._send_to(connection, message, overflow, key)
+        elif not self._hub.cluster.send(client_id, self._hub.outbound(message, overflow=overflow, key=key)):
+            raise unknown_client(client_id)
 
     @on_home_thread
     def _send_to(self, connection: Connection, message: Sendable, overflow: str, key: str | None) -> None:
@@ -321,11 +369,18 @@ class RealtimeKernel:
 
     @on_home_thread
     def _send_to_each(self, client_ids: Sequence[str], message: Sendable, overflow: str, key: str | None) -> None:
-        outbound = self._hub.outbound(message, overflow=overflow, key=key)
+        hub = self._hub
+        outbound = hub.outbound(message, overflow=overflow, key=key)
+        for client_id in client_ids:
+            if client_id not in hub.connections and not hub.cluster.has(client_id):
+                raise unknown_client(client_id)
         gone: ConnectionClosed | None = None
-        for connection in [self._hub.find(client_id) for client_id in client_ids]:
+        for client_id, connection in [(client_id, hub.connections.get(client_id)) for client_id in client_ids]:
             try:
-                self._hub.deliver(connection, outbound)
+                if connection is not None:
+                    hub.deliver(connection, outbound)
+                elif not hub.cluster.send(client_id, outbound):
+                    raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
             except ConnectionClosed as error:  # while an earlier one's outbox was waited for
                 gone = error
         if gone is not None:
@@ -340,25 +395,33 @@ class RealtimeKernel:
         except_ids: Collection[str] = (),
         overflow: str = "close",
         key: str | None = None,
+        confirm: bool = False,
+        timeout: float | None = None,
     ) -> int:
-        """Send to every member of a room, or to every client; return to how many.
+        """Send to every member of a room, or to every client, on all nodes; return to how many, as far as known.
 
         Where members' outboxes are crowded the caller stalls, 5 ms at most: only then does this switch.
 
+        :param confirm: park until every other node with members has put it into their outboxes.
+        :param timeout: seconds that may take, ``Limits.ack_timeout`` (10) if not given.
         :raises BadRoom: no name of a room.
         :raises MessageTooBig, BadMessage: it cannot be sent.
+        :raises NotConfirmed: ``confirm``, and some nodes did not in time; ``.nodes`` names them.
         """
         hub = self._hub
         if isinstance(except_ids, str):
             except_ids = (except_ids,)
         elif not isinstance(except_ids, Collection):
             except_ids = tuple(except_ids)
-        if room is None:
-            outbound = hub.outbound(message, overflow=overflow, key=key)
-            return hub.deliver_to(hub.connections, outbound, except_ids)
-        hub.rooms.check_name(room)
+        if room is not None:
+            hub.rooms.check_name(room)
         outbound = hub.outbound(message, room=room, overflow=overflow, key=key)
-        return hub.deliver_to(hub.rooms.each_member(room), outbound, except_ids)
+        here = hub.connections if room is None else hub.rooms.each_member(room)
+        count = hub.deliver_to(here, outbound, except_ids)
+        if confirm:
+            seconds = self.limits.ack_timeout if timeout is None else timeout
+            return count + hub.cluster.publish_confirmed(room, outbound, except_ids, seconds)
+        return count + hub.cluster.publish(room, outbound, except_ids)
 
     @on_home_thread
     def _broadcast_where(
@@ -371,8 +434,15 @@ class RealtimeKernel:
     ) -> int:
         if wanted is None:
             return self.broadcast(message, except_ids=skip, overflow=overflow, key=key)
-        chosen = [id_ for id_, connection in tuple(self._hub.connections.items()) if wanted(connection.context)]
-        return self._hub.deliver_to(chosen, self._hub.outbound(message, overflow=overflow, key=key), skip)
+        hub = self._hub
+        outbound = hub.outbound(message, overflow=overflow, key=key)
+        chosen = [id_ for id_, connection in tuple(hub.connections.items()) if wanted(connection.context)]
+        count = hub.deliver_to(chosen, outbound, skip)
+        for client_id in tuple(hub.cluster.clients()):
+            entry = hub.cluster.entry(client_id)
+            if entry is not None and client_id not in skip and wanted(RemoteClient(entry).context):
+                count += hub.cluster.send(client_id, outbound)
+        return count
 
     @on_home_thread
     def call(self, client_id: str, message: Mapping[str, Any], *, timeout: float | None = None) -> Any:
@@ -382,7 +452,10 @@ class RealtimeKernel:
         :raises TimedOut, CallFailed, UnknownClient, ConnectionClosed: see ``Toolkit.call``.
         """
         seconds = self.limits.ack_timeout if timeout is None else timeout
-        return conversation.call(self._hub, self._hub.find(client_id), message, seconds)
+        connection = self._hub.connections.get(client_id)
+        if connection is None:
+            return self._hub.cluster.ask(client_id, "call", {"message": message, "timeout": seconds}, seconds)
+        return conversation.call(self._hub, connection, message, seconds)
 
     @on_home_thread
     def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, *, reason: str = "") -> None:
@@ -394,7 +467,12 @@ class RealtimeKernel:
         :raises ValueError: a code or reason that no close frame can carry.
         """
         drain.check_close(code, reason)
-        self._hub.find(client_id).end(code, reason)
+        connection = self._hub.connections.get(client_id)
+        if connection is not None:
+            connection.end(code, reason)
+        else:
+            arguments = {"code": int(code), "reason": reason}
+            self._hub.cluster.ask(client_id, "disconnect", arguments, self.limits.ack_timeout)
 
     @on_home_thread
     def stats(self) -> dict[str, Any]:
@@ -409,6 +487,7 @@ class RealtimeKernel:
             "blocked_loops": self._watchdog.count,
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],
+            "services": [service.stats() for service in self._services],
         }
 
     @on_home_thread

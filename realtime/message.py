@@ -16,7 +16,7 @@ import msgspec
 
 from realtime.errors import BadMessage
 
-__all__ = ["JSON", "MSGPACK", "Codec", "Droppable", "Message", "Outbound", "Wire", "check_overflow"]
+__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "Droppable", "Message", "Outbound", "Wire", "check_overflow"]
 
 TYPE_LENGTH = 255  # characters of a type and of an ack id
 MSGPACK_SUBPROTOCOL = "realtime.msgpack.v1"
@@ -232,6 +232,11 @@ def _ack_in(value: Any) -> str | int | None:
 
 JSON = JsonCodec()
 MSGPACK = MsgpackCodec()
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (JSON, MSGPACK)}
+_READERS: dict[Codec, Callable[[bytes], _Outgoing]] = {
+    JSON: msgspec.json.Decoder(_Outgoing).decode,
+    MSGPACK: msgspec.msgpack.Decoder(_Outgoing).decode,
+}
 
 
 class Wire:
@@ -294,7 +299,8 @@ class Outbound:
             check_overflow(overflow, key)
         self.overflow = overflow
         self.key = key
-        self._outgoing = outgoing = _outgoing(message, timestamp)
+        outgoing = _outgoing(message, timestamp)
+        self._outgoing: _Outgoing | None = outgoing
         if room is not None:
             outgoing.room = room
         if ack is not None:
@@ -302,12 +308,45 @@ class Outbound:
         self._encoded: dict[Codec, bytes] = {}
         self._finished: dict[Wire, bytes] = {}
 
+    @classmethod
+    def relayed(cls, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None) -> Outbound:
+        """Return a message that another node has encoded, by names of codecs; there must be one.
+
+        :raises BadMessage: an unknown policy, or no body in a codec of ours.
+        """
+        check_overflow(overflow, key)
+        message = cls.__new__(cls)
+        message.overflow = overflow
+        message.key = key
+        message._outgoing = None
+        message._encoded = {CODECS[name]: body for name, body in bodies.items() if name in CODECS}
+        message._finished = {}
+        if not message._encoded:
+            raise BadMessage(f"encoded as {', '.join(bodies) or 'nothing'}; {' or '.join(CODECS)} is needed")
+        return message
+
+    @property
+    def type(self) -> str:
+        """The name of the event. Raises BadMessage where another node encoded something else."""
+        return self._content().type
+
     def encoded(self, codec: Codec) -> bytes:
         """Return the payload bytes, encoded on first use. Raises BadMessage if it cannot be encoded."""
         data = self._encoded.get(codec)
         if data is None:
-            data = self._encoded[codec] = codec.encode(self._outgoing)
+            data = self._encoded[codec] = codec.encode(self._content())
         return data
+
+    def _content(self) -> _Outgoing:
+        """Return what to encode; what another node encoded is decoded first, MessagePack rather than JSON,
+        which has no bytes."""
+        if self._outgoing is None:
+            codec = MSGPACK if MSGPACK in self._encoded else JSON
+            try:
+                self._outgoing = _READERS[codec](self._encoded[codec])
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise BadMessage(f"a node encoded what is no message: {error}") from None
+        return self._outgoing
 
     def finished(self, wire: Wire) -> bytes:
         """Return the finished frame for connections of this wire, made on first use."""

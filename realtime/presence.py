@@ -6,15 +6,21 @@ State only: no sockets, no clock, no greenlets. What changed is returned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from realtime.cluster import Alone, Cluster, Entry, is_local
 from realtime.codes import ErrorCode
 from realtime.config import Limits
-from realtime.errors import Reject, UnknownClient
+from realtime.errors import Reject, unknown_client
+from realtime.rooms import RoomManager
+from realtime.routing import check_function
 
-__all__ = ["PresenceList", "PresenceStore"]
+if TYPE_CHECKING:
+    from realtime.connection import Context
 
-Entry = dict[str, Any]
+__all__ = ["Entry", "PresenceList", "PresenceStore"]
+
+UpdateRule = Callable[["Context", Any], object]
 
 
 class PresenceList(list[Entry]):
@@ -33,18 +39,28 @@ class PresenceStore:
     Entries are copies: changing one changes nothing here.
 
     :param limits: ``presence_listed`` applies.
-    :param rooms_for: returns a client's rooms.
-    :param members: returns a room's members.
+    :param rooms: who is in which room.
     """
 
-    def __init__(
-        self, limits: Limits, rooms_for: Callable[[str], list[str]], members: Callable[[str], list[str]]
-    ) -> None:
+    def __init__(self, limits: Limits, rooms: RoomManager) -> None:
         self._limits = limits
-        self._rooms_for = rooms_for
-        self._members = members
+        self._rooms = rooms
+        self.cluster: Cluster = Alone()
+        """Told what clients here show, and asked for those elsewhere."""
         self._metadata: dict[str, dict[str, Any]] = {}
         self._connected_at: dict[str, float] = {}
+        self.update_rule: bool | UpdateRule = False
+
+    def configure(self, *, update: bool | UpdateRule) -> None:
+        """Say whether clients may change their own metadata by themselves, with ``system:presence``.
+
+        :param update: no (as it is by default), yes, or a function ``(context, metadata)`` that tells. It gets
+            whatever the client sent, and may wait. Handlers update anything.
+        :raises ConfigurationError: it is neither.
+        """
+        if not isinstance(update, bool):
+            check_function(update, 2, "presence.configure(update=...)", "(context, metadata)")
+        self.update_rule = update
 
     def add(self, client_id: str, metadata: dict[str, Any], connected_at: float) -> None:
         """A client connected; ``metadata`` is kept, not copied, so that its context sees updates."""
@@ -56,27 +72,43 @@ class PresenceStore:
         self._connected_at.pop(client_id, None)
         return self._metadata.pop(client_id, None) is not None
 
+    def has(self, client_id: str) -> bool:
+        """Tell whether a client is connected, to whichever node."""
+        return client_id in self._metadata or self.cluster.has(client_id)
+
     def get(self, client_id: str) -> Entry | None:
-        """Return a client's entry, or None if it is not connected."""
+        """Return a client's entry, whichever node it is on, or None if it is not connected."""
         metadata = self._metadata.get(client_id)
-        return None if metadata is None else self._entry(client_id, metadata)
+        return self.cluster.entry(client_id) if metadata is None else self._entry(client_id, metadata)
 
     def _entry(self, client_id: str, metadata: Mapping[str, Any]) -> Entry:
         return {
             "id": client_id,
             "metadata": dict(metadata),
-            "rooms": self._rooms_for(client_id),
+            "rooms": self._rooms.rooms_for(client_id),
             "connected_at": self._connected_at[client_id],
         }
 
-    def list(self, room: str | None = None, *, limit: int | None = None) -> PresenceList:
-        """Return who is here, or who is in ``room``, in the order they came.
+    def list(
+        self, room: str | None = None, *, limit: int | None = None, scope: str = "cluster"
+    ) -> PresenceList:
+        """Return who is here, or who is in ``room``: this node's clients first, each node's in the order they came.
 
         :param limit: list at most so many, ``Limits.presence_listed`` if not given; ``.total`` counts all.
+        :param scope: ``"local"``: this node's clients alone.
         """
-        ids = list(self._metadata) if room is None else self._members(room)
+        if room is not None:
+            ids = self._rooms.members(room, scope=scope)
+        else:
+            ids = list(self._metadata)
+            if not is_local(scope):
+                ids += self.cluster.clients()
         shown = ids[: self._limits.presence_listed if limit is None else max(0, limit)]
-        return PresenceList((self._entry(id_, self._metadata[id_]) for id_ in shown), len(ids))
+        return PresenceList(filter(None, map(self.get, shown)), len(ids))
+
+    def own(self) -> Iterable[Entry]:
+        """Iterate over the entries of this node's clients: not across a greenlet switch."""
+        return (self._entry(client_id, metadata) for client_id, metadata in self._metadata.items())
 
     def update(self, client_id: str, metadata: Mapping[str, Any]) -> Entry:
         """Merge ``metadata`` into a client's own (a key set to None stays, as None); return its entry.
@@ -88,6 +120,7 @@ class PresenceStore:
             raise Reject("presence metadata must be an object with string keys", code=ErrorCode.BAD_MESSAGE)
         current = self._metadata.get(client_id)
         if current is None:
-            raise UnknownClient(f"no client {client_id!r} is connected")
+            raise unknown_client(client_id)
         current.update(metadata)
+        self.cluster.metadata_replaced(client_id, current)
         return self._entry(client_id, current)

@@ -6,9 +6,12 @@ State only: no sockets, no clock, no greenlets. What changed is returned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from realtime.cluster import Alone, Cluster, is_local
 from realtime.config import Limits
-from realtime.errors import BadRoom, TooManyRooms, UnknownClient
+from realtime.errors import BadRoom, TooManyRooms, unknown_client
+from realtime.room_rules import JoinRule, RoomRules
 
 __all__ = ["RoomManager"]
 
@@ -25,12 +28,29 @@ class RoomManager:
     def __init__(self, limits: Limits, is_connected: Callable[[str], bool]) -> None:
         self._limits = limits
         self._is_connected = is_connected
+        self.rules = RoomRules()
+        self.cluster: Cluster = Alone()
+        """Told who comes and goes here, and asked who is in rooms elsewhere."""
         # dicts as ordered sets: members are listed, and served, in the order they joined
         self._members: dict[str, dict[str, None]] = {}
         self._rooms: dict[str, dict[str, None]] = {}
 
+    def configure(self, pattern: str, *, join: bool | JoinRule = False, leave: bool = True) -> None:
+        """Say what holds for rooms whose names match a shell pattern (``fnmatch``) such as ``"chat:*"``.
+
+        Where several patterns match a name, the one configured first counts.
+
+        :param join: whether clients may join by themselves, with ``system:join``: no, yes, or a function
+            ``(context, room)`` that tells and may wait. Handlers put clients into any room.
+        :param leave: whether they may leave by themselves, with ``system:leave``.
+        :raises ConfigurationError: no pattern, or an option that is none of these.
+        """
+        self.rules.add(pattern, join=join, leave=leave)
+
     def join(self, room: str, client_id: str) -> bool:
         """Put a client into a room; return False if it was there already.
+
+        A client of another node is put there by that node: then this parks, ``Limits.ack_timeout`` at most.
 
         :raises BadRoom: the name is no string, empty or longer than ``Limits.room_name``.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
@@ -41,12 +61,18 @@ class RoomManager:
             return False
         self.check_name(room)
         if not self._is_connected(client_id):
-            raise UnknownClient(f"no client {client_id!r} is connected")
+            return bool(self._ask_its_node(client_id, "join", room))
         if len(rooms) >= self._limits.rooms_per_client:
             raise TooManyRooms(f"a client may be in {self._limits.rooms_per_client} rooms at once")
         self._rooms.setdefault(client_id, {})[room] = None
         self._members.setdefault(room, {})[client_id] = None
+        self.cluster.room_joined(room, client_id)
         return True
+
+    def _ask_its_node(self, client_id: str, operation: str, room: str) -> Any:
+        if not self.cluster.has(client_id):
+            raise unknown_client(client_id)
+        return self.cluster.ask(client_id, operation, {"room": room}, self._limits.ack_timeout)
 
     def check_name(self, room: object) -> None:
         """Raise BadRoom unless ``room`` can be the name of a room."""
@@ -60,18 +86,26 @@ class RoomManager:
             raise BadRoom(f"a room name may have {self._limits.room_name} characters, got {len(room)}")
 
     def leave(self, room: str, client_id: str) -> bool:
-        """Take a client out of a room; return False if it was not there."""
+        """Take a client out of a room; return False if it was not there. Parks for one of another node."""
         rooms = self._rooms.get(client_id)
         if rooms is None or room not in rooms:
-            return False
+            return self.cluster.has(client_id) and bool(self._ask_its_node(client_id, "leave", room))
         del rooms[room]
         if not rooms:
             del self._rooms[client_id]
         self._forget_member(room, client_id)
+        self.cluster.room_left(room, client_id)
         return True
 
     def leave_all(self, client_id: str) -> list[str]:
         """Take a client out of all its rooms; return which they were."""
+        rooms = self.forget(client_id)
+        for room in rooms:
+            self.cluster.room_left(room, client_id)
+        return rooms
+
+    def forget(self, client_id: str) -> list[str]:
+        """A client is gone, as the cluster is told by ``client_went``; return the rooms it was in."""
         rooms = list(self._rooms.pop(client_id, _NOBODY))
         for room in rooms:
             self._forget_member(room, client_id)
@@ -83,26 +117,37 @@ class RoomManager:
         if not members:
             del self._members[room]
 
-    def members(self, room: str) -> list[str]:
-        """Return the ids of a room's members in the order they joined; empty for an unknown room."""
-        return list(self._members.get(room, _NOBODY))
+    def members(self, room: str, *, scope: str = "cluster") -> list[str]:
+        """Return the ids of a room's members, this node's first and in the order they joined; none if unknown.
+
+        :param scope: ``"local"``: this node's alone.
+        """
+        own = list(self._members.get(room, _NOBODY))
+        return own if is_local(scope) else own + list(self.cluster.members(room))
 
     def each_member(self, room: str) -> Iterable[str]:
-        """Iterate over a room's members without a copy: not across a greenlet switch, nor a join."""
+        """Iterate over this node's members of a room without a copy: not across a greenlet switch, nor a join."""
         return self._members.get(room, _NOBODY)
 
     def count(self, room: str) -> int:
-        """Return the number of a room's members."""
-        return len(self._members.get(room, _NOBODY))
+        """Return the number of a room's members, on all nodes."""
+        return len(self._members.get(room, _NOBODY)) + len(self.cluster.members(room))
 
     def rooms_for(self, client_id: str) -> list[str]:
-        """Return the rooms a client is in, in the order it joined them."""
+        """Return the rooms a client of this node is in, in the order it joined them."""
         return list(self._rooms.get(client_id, _NOBODY))
 
     def contains(self, room: str, client_id: str) -> bool:
-        """Tell whether a client is in a room."""
-        return client_id in self._members.get(room, _NOBODY)
+        """Tell whether a client is in a room, whichever node it is on."""
+        return client_id in self._members.get(room, _NOBODY) or self.cluster.is_member(room, client_id)
 
-    def list(self) -> dict[str, int]:
-        """Return every room with its number of members."""
-        return {room: len(members) for room, members in self._members.items()}
+    def list(self, *, scope: str = "cluster") -> dict[str, int]:
+        """Return every room with its number of members.
+
+        :param scope: ``"local"``: those of this node alone.
+        """
+        counts = {room: len(members) for room, members in self._members.items()}
+        if not is_local(scope):
+            for room, count in self.cluster.rooms().items():
+                counts[room] = counts.get(room, 0) + count
+        return counts

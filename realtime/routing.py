@@ -81,6 +81,12 @@ class Router:
         :raises ConfigurationError: a reserved or malformed event, or a function that cannot be a handler.
         """
         check_event(event)
+        self.add(event, function, concurrent=concurrent, threadpool=threadpool)
+
+    def add(
+        self, event: str, function: HandlerFunction, *, concurrent: bool = False, threadpool: bool = False
+    ) -> None:
+        """Add a handler of ours, under any name; see ``on``."""
         check_function(function, 3, f"handler for {event!r}", "(message, context, toolkit)")
         template = EventTemplate(event) if event != ANY else None
         handler = Handler(event, function, concurrent, threadpool, template)

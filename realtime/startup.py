@@ -9,11 +9,13 @@ from gevent import monkey
 
 from realtime.errors import ConfigurationError
 
-__all__ = ["configure_logging", "unpatched_modules", "warn_of_unpatched_modules"]
+__all__ = ["check_log_level", "configure_logging", "label_logging", "unpatched_modules", "warn_of_unpatched_modules"]
 
 log = logging.getLogger("realtime")
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+_HANDLER = "realtime"  # the name of the one that is added where the application set up no logging
+_TIME_FORMAT = "%H:%M:%S"
 _BLOCKING = ("socket", "time", "ssl", "threading", "subprocess", "select")
 
 
@@ -22,13 +24,27 @@ def configure_logging(level: str) -> None:
 
     :raises ConfigurationError: not one of debug, info, warning, error, critical.
     """
-    if not isinstance(level, str) or level.lower() not in _LEVELS:
-        raise ConfigurationError(f"log_level={level!r}: must be one of {', '.join(_LEVELS)}")
+    check_log_level(level)
     log.setLevel(level.upper())
     if not log.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.set_name(_HANDLER)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", _TIME_FORMAT))
         log.addHandler(handler)
+
+
+def check_log_level(level: str) -> None:
+    """Raise ConfigurationError unless it is one of debug, info, warning, error, critical."""
+    if not isinstance(level, str) or level.lower() not in _LEVELS:
+        raise ConfigurationError(f"log_level={level!r}: must be one of {', '.join(_LEVELS)}")
+
+
+def label_logging(label: str) -> None:
+    """Let every line that is printed for want of the application's own logging begin with ``label``."""
+    for handler in log.handlers:
+        if handler.get_name() == _HANDLER:
+            text = f"%(asctime)s %(levelname)-7s {label}: %(message)s"
+            handler.setFormatter(logging.Formatter(text, _TIME_FORMAT))
 
 
 def unpatched_modules() -> list[str]:

@@ -19,7 +19,7 @@ from gevent.threadpool import ThreadPool
 
 from realtime.errors import NotRunning
 
-__all__ = ["HomeThread", "on_home_thread", "run_in_pool"]
+__all__ = ["HomeThread", "on_home_thread", "run_in_pool", "runs_in_pool"]
 
 # the real ones, even where threading was monkey-patched: a patched lock would wait in the wrong hub
 _get_ident = get_original("_thread", "get_ident")
@@ -145,6 +145,11 @@ def run_in_pool(pool: ThreadPool, function: Callable[..., Any], *args: Any) -> A
     """
     result = _apply(pool, functools.partial(function, *args))
     return _pooled(pool, result) if isinstance(result, Generator) else result
+
+
+def runs_in_pool(items: Generator[Any, Any, Any]) -> bool:
+    """Tell whether the steps of a generator run in a native thread: then they cannot be interrupted."""
+    return getattr(items, "gi_code", None) is _pooled.__code__
 
 
 def _apply(pool: ThreadPool, work: Callable[[], Any]) -> Any:

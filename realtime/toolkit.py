@@ -49,9 +49,9 @@ class RoomTools:
         """Return the rooms this client is in."""
         return self._connection.current_rooms()
 
-    def members(self, name: str) -> Sequence[str]:
-        """Return the ids of a room's members, in the order they joined."""
-        return self._kernel.rooms.members(name)
+    def members(self, name: str, *, scope: str = "cluster") -> Sequence[str]:
+        """Return the ids of a room's members: see ``RoomManager.members``."""
+        return self._kernel.rooms.members(name, scope=scope)
 
     def broadcast(
         self,
@@ -86,9 +86,11 @@ class PresenceTools:
         self._kernel = kernel
         self._connection = connection
 
-    def list(self, room: str | None = None, *, limit: int | None = None) -> PresenceList:
+    def list(
+        self, room: str | None = None, *, limit: int | None = None, scope: str = "cluster"
+    ) -> PresenceList:
         """Return who is connected, or who is in ``room``: see ``PresenceStore.list``."""
-        return self._kernel.presence.list(room, limit=limit)
+        return self._kernel.presence.list(room, limit=limit, scope=scope)
 
     def get(self, client_id: str) -> Entry | None:
         """Return a client's entry, or None."""

@@ -1,8 +1,8 @@
 """The link between two nodes: bytes in, events out. No sockets, no clock, no randomness.
 
 The wire is a stream of MessagePack arrays, each ``[kind, field, ...]``; fields a receiver does not know are
-ignored, so that later ones can be added. All are short; what is long, the body of an event, follows its frame
-as plain bytes, announced by their number, so that a length past the limit is refused before any of it is read.
+ignored, so that later ones can be added. All are short; what is long follows its frame as plain bytes, announced
+by their number, so that a length past the limit is refused before any of it is read.
 
 =======  ==========================================================  =======================================
 kind     fields                                                      sent
@@ -11,11 +11,11 @@ hello    version, cluster, node, instance, nonce, address or nil     the dialler
 proof    HMAC-SHA256 of both hellos                                  the dialler first, then the listener
 start                                                                by the node with the smaller id: this is
                                                                      the one link between the two
-ping     number                                                      any time once started
-pong     the ping's number                                           for a ping
-event    number of bytes, then the bytes                             any time once started
+ping                                                                 any time once started: we live
 bye      reason, text                                                last of all, at any time
 =======  ==========================================================  =======================================
+
+Once started, the frames of ``mesh_frames`` may come too.
 
 The dialler proves the secret first: whoever just connects learns a node's name and cluster, but nothing to try
 secrets on. The proofs cover both hellos and say who dialled, so none can be replayed or sent back. Between two
@@ -27,7 +27,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any
 
 import msgpack
@@ -35,12 +35,23 @@ import msgspec
 
 from realtime.config import KiB
 from realtime.errors import MeshError
+from realtime.protocols.mesh_frames import (
+    NEWS_SIZE,
+    AckReceived,
+    DataReceived,
+    GapReceived,
+    Kind,
+    NewsReceived,
+    PingReceived,
+    ResumeReceived,
+    SessionEvent,
+    data_size,
+)
 
 __all__ = [
     "WIRE_VERSION",
     "Authenticated",
     "ByeReceived",
-    "EventReceived",
     "Hello",
     "LinkEvent",
     "LinkStarted",
@@ -49,7 +60,6 @@ __all__ = [
     "Reason",
     "Role",
     "State",
-    "event_frame",
 ]
 
 WIRE_VERSION = 1
@@ -58,18 +68,6 @@ TEXT_LENGTH = 255  # characters of a bye's reason and text
 NONCE_LENGTH = 16  # bytes
 FRAME_SIZE = 4 * KiB  # of a frame without its body
 _FIELDS = 16  # of a frame
-
-
-class Kind(IntEnum):
-    """The first element of a frame."""
-
-    HELLO = 0
-    PROOF = 1
-    START = 2
-    PING = 3
-    PONG = 4
-    EVENT = 5
-    BYE = 6
 
 
 class Role(str, Enum):
@@ -95,7 +93,7 @@ _ALLOWED: dict[State, frozenset[Kind]] = {
     State.PROVING: frozenset({Kind.PROOF, Kind.BYE}),
     State.DECIDING: frozenset({Kind.BYE}),
     State.WAITING: frozenset({Kind.START, Kind.BYE}),
-    State.OPEN: frozenset({Kind.PING, Kind.PONG, Kind.EVENT, Kind.BYE}),
+    State.OPEN: frozenset(Kind) - {Kind.HELLO, Kind.PROOF, Kind.START},
     State.CLOSED: frozenset(),
 }
 """What a peer may send in each state; what it leads to is in the method named after the kind."""
@@ -107,15 +105,18 @@ _SHAPES: dict[Kind, tuple[tuple[type, ...], ...]] = {
     Kind.HELLO: (_NUMBER, _TEXT, _TEXT, _BYTES, _BYTES, (str, type(None))),
     Kind.PROOF: (_BYTES,),
     Kind.START: (),
-    Kind.PING: (_NUMBER,),
-    Kind.PONG: (_NUMBER,),
-    Kind.EVENT: (_NUMBER,),
+    Kind.PING: (),
     Kind.BYE: (_TEXT, _TEXT),
+    Kind.RESUME: (_NUMBER, _NUMBER, _NUMBER, (bool,)),
+    Kind.DATA: (_NUMBER, _NUMBER, _NUMBER),
+    Kind.ACK: (_NUMBER,),
+    Kind.GAP: (_NUMBER, _NUMBER),
+    Kind.NEWS: (_NUMBER,),
 }
 
 
 class Reason:
-    """Why a link ends: said in ``bye``, shown in ``mesh:left``, counted. Plain strings: a later version may say
+    """Why a link ends: said in ``bye``, counted. Plain strings: a later version may say
     more."""
 
     LEAVING = "leaving"  # the node stops
@@ -158,21 +159,7 @@ class Authenticated:
 
 @dataclass(frozen=True)
 class LinkStarted:
-    """The peer decided for this link: events may be sent."""
-
-
-@dataclass(frozen=True)
-class EventReceived:
-    """The peer sent an event: its body."""
-
-    body: bytes
-
-
-@dataclass(frozen=True)
-class PingReceived:
-    """Answer with ``pong(number)``."""
-
-    number: int
+    """The peer decided for this link: it is open."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +170,10 @@ class ByeReceived:
     text: str
 
 
-LinkEvent = Authenticated | LinkStarted | EventReceived | PingReceived | ByeReceived
+LinkEvent = Authenticated | LinkStarted | ByeReceived | SessionEvent
 
+_DATA = Kind.DATA.value
 _pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
-
-
-def event_frame(body: bytes) -> bytes:
-    """Return an event's finished frame: the same for every link, so that a broadcast makes it once."""
-    return _pack((Kind.EVENT.value, len(body))) + body
 
 
 class MeshProtocol:
@@ -202,7 +185,7 @@ class MeshProtocol:
 
     :param hello: what we say of ourselves, with a fresh nonce.
     :param secret: the key of the proofs; empty where there is none.
-    :param message_size: the longest body taken, bytes.
+    :param message_size: the longest message taken, bytes; see ``data_size``.
     """
 
     def __init__(self, role: Role, hello: Hello, *, secret: bytes, message_size: int) -> None:
@@ -211,7 +194,7 @@ class MeshProtocol:
         self.peer: Hello | None = None
         self.state = State.GREETING
         self._secret = secret
-        self._message_size = message_size
+        self._data_size = data_size(message_size)
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=4 * FRAME_SIZE,
             max_array_len=_FIELDS,
@@ -224,6 +207,7 @@ class MeshProtocol:
         self._fed = 0  # bytes given to the unpacker since its last whole frame
         self._body: bytearray | None = None
         self._missing = 0  # bytes of the body
+        self._whole: Callable[[bytes], LinkEvent] = NewsReceived  # what it is the body of
         self._replies: list[bytes] = []
         self._hellos: dict[Role, list[Any]] = {}
         if role is Role.DIALLER:
@@ -246,14 +230,6 @@ class MeshProtocol:
         assert self.state is State.DECIDING, self.state
         self._send(Kind.START)
         self.state = State.OPEN
-
-    def ping(self, number: int) -> bytes:
-        """Return a ping."""
-        return _pack((Kind.PING.value, number))
-
-    def pong(self, number: int) -> bytes:
-        """Return the answer to a ping."""
-        return _pack((Kind.PONG.value, number))
 
     def bye(self, reason: str, text: str = "") -> bytes:
         """End the link; return the last frame. What is received from now on is ignored."""
@@ -329,6 +305,8 @@ class MeshProtocol:
         self._unpacker.feed(piece)
 
     def _handle(self, frame: Any) -> LinkEvent | None:
+        if _is_data(frame) and self.state is State.OPEN:  # nearly all frames are: saves them the tables
+            return self._on_data(frame[1:])
         if type(frame) is not list or not frame or type(frame[0]) is not int:
             raise MeshError(f"a frame must be an array that begins with a number, got {_shown(frame)}")
         try:
@@ -388,20 +366,34 @@ class MeshProtocol:
         return LinkStarted()
 
     def _on_ping(self, fields: list[Any]) -> PingReceived:
-        return PingReceived(fields[0])
+        return PingReceived()
 
-    def _on_pong(self, fields: list[Any]) -> None:
-        """That it came at all is what it says."""
+    def _on_resume(self, fields: list[Any]) -> ResumeReceived:
+        return ResumeReceived(*fields[: len(_SHAPES[Kind.RESUME])])
 
-    def _on_event(self, fields: list[Any]) -> LinkEvent | None:
-        length = fields[0]
-        if not 0 < length <= self._message_size:
-            raise MeshError(f"an event of {length} bytes; from 1 to {self._message_size} are allowed")
+    def _on_data(self, fields: list[Any]) -> LinkEvent | None:
+        sequence, acknowledged, length = fields[:3]
+        return self._begin_body(length, self._data_size, lambda body: DataReceived(sequence, acknowledged, body))
+
+    def _on_ack(self, fields: list[Any]) -> AckReceived:
+        return AckReceived(fields[0])
+
+    def _on_gap(self, fields: list[Any]) -> GapReceived:
+        return GapReceived(fields[0], fields[1])
+
+    def _on_news(self, fields: list[Any]) -> LinkEvent | None:
+        return self._begin_body(fields[0], NEWS_SIZE, NewsReceived)
+
+    def _begin_body(self, length: int, most: int, whole: Callable[[bytes], LinkEvent]) -> LinkEvent | None:
+        """A frame announced its body: return the event if all of it is here."""
+        if not 0 < length <= most:
+            raise MeshError(f"a body of {length} bytes; from 1 to {most} are allowed")
         body = self._unpacker.read_bytes(length)
         if len(body) == length:
-            return EventReceived(body)
+            return whole(body)
         self._body = bytearray(body)
         self._missing = length - len(body)
+        self._whole = whole
         return self._take_body()
 
     def _on_bye(self, fields: list[Any]) -> ByeReceived:
@@ -409,8 +401,8 @@ class MeshProtocol:
         self.state = State.CLOSED
         return ByeReceived(_printable(reason), _printable(text))
 
-    def _take_body(self) -> EventReceived | None:
-        """Move bytes that arrived to the body that is under way; return it when it is whole."""
+    def _take_body(self) -> LinkEvent | None:
+        """Move bytes that arrived to the body that is under way; return the event when it is whole."""
         body = self._body
         assert body is not None
         body += self._unread[: self._missing]
@@ -420,7 +412,7 @@ class MeshProtocol:
         if self._missing:
             return None
         self._body = None
-        return EventReceived(bytes(body))
+        return self._whole(bytes(body))
 
 
 _HANDLERS: dict[Kind, Callable[[MeshProtocol, list[Any]], LinkEvent | None]] = {
@@ -428,10 +420,23 @@ _HANDLERS: dict[Kind, Callable[[MeshProtocol, list[Any]], LinkEvent | None]] = {
     Kind.PROOF: MeshProtocol._on_proof,
     Kind.START: MeshProtocol._on_start,
     Kind.PING: MeshProtocol._on_ping,
-    Kind.PONG: MeshProtocol._on_pong,
-    Kind.EVENT: MeshProtocol._on_event,
     Kind.BYE: MeshProtocol._on_bye,
+    Kind.RESUME: MeshProtocol._on_resume,
+    Kind.DATA: MeshProtocol._on_data,
+    Kind.ACK: MeshProtocol._on_ack,
+    Kind.GAP: MeshProtocol._on_gap,
+    Kind.NEWS: MeshProtocol._on_news,
 }
+
+
+def _is_data(frame: Any) -> bool:
+    """Tell whether a frame is a complete data frame."""
+    return (
+        type(frame) is list
+        and len(frame) > 3
+        and type(frame[0]) is type(frame[1]) is type(frame[2]) is type(frame[3]) is int
+        and frame[0] == _DATA
+    )
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:

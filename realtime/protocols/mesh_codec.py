@@ -9,7 +9,14 @@ from realtime.message import MSGPACK, TYPE_LENGTH, Message
 
 __all__ = ["HANDLER_FAILED", "LIFECYCLE", "MESH_EVENTS", "EventCodec"]
 
-LIFECYCLE = ("mesh:joined", "mesh:left", "mesh:suspect")
+LIFECYCLE = (
+    "mesh:joined",
+    "mesh:left",
+    "mesh:suspect",
+    "mesh:recovered",
+    "mesh:client-connected",
+    "mesh:client-disconnected",
+)
 """What a node tells its own handlers of others; never sent."""
 
 HANDLER_FAILED = "system:error"

@@ -12,9 +12,17 @@
             assert bob.receive_until("chat:message")["payload"] == "hi"
 """
 
+from realtime.testing.cluster_conformance import ClusterConformance
 from realtime.testing.conformance import TransportConformance
 from realtime.testing.kernel_test import KernelTest
 from realtime.testing.peers import ConformanceClient
 from realtime.transports.memory import MemoryClient, MemoryTransport
 
-__all__ = ["ConformanceClient", "KernelTest", "MemoryClient", "MemoryTransport", "TransportConformance"]
+__all__ = [
+    "ClusterConformance",
+    "ConformanceClient",
+    "KernelTest",
+    "MemoryClient",
+    "MemoryTransport",
+    "TransportConformance",
+]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 from realtime.errors import ConfigurationError, NotRunning
 from realtime.hub import Hub
 
-__all__ = ["Transport"]
+__all__ = ["ListenAddress", "Transport"]
+
+
+class ListenAddress(NamedTuple):
+    """Where a transport wants to listen."""
+
+    host: str
+    port: int
+    """0 for one that the system picks."""
+
+    exclusive: bool = True
+    """Whether it is an error that programs which do not belong together listen there."""
 
 
 class Transport(ABC):
@@ -50,6 +62,21 @@ class Transport(ABC):
 
     def on_drain(self) -> None:
         """Take no more clients; those that are here stay."""
+
+    def shared_address(self) -> ListenAddress | None:
+        """Return where to listen if several processes can do so side by side, each on a socket of its own.
+
+        Then ``listen_on`` is called with such a socket before the start in each worker of a WorkerPool. None: every
+        process starts the transport as it is, which fails in the second one if it listens on a port of its own.
+        """
+        return None
+
+    def listen_on(self, sock: socket.socket) -> None:
+        """Take connections from this listening socket at the next start, and own it from now on.
+
+        :raises ConfigurationError: the transport cannot.
+        """
+        raise ConfigurationError(f"{type(self).__name__} cannot listen on a socket that is given to it")
 
     def closing(self) -> int:
         """Return how many clients were told to go and are not gone yet: ``kernel.stop`` waits for them."""

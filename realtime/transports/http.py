@@ -1,15 +1,17 @@
 """What carries every connection until it has become a WebSocket, or has ended.
 
-One greenlet a connection: TLS, then the request head with its limits and its deadline, then the route: the
-WebSocket path, the WSGI application, or 404. Nothing is read leniently (:mod:`realtime.protocols.http`), so
+One greenlet a connection: TLS, then the request head with its limits and its deadline, then the route: a file,
+the WebSocket path, the WSGI application, or 404. Nothing is read leniently (:mod:`realtime.protocols.http`), so
 no request means one thing here and another to a proxy in front.
 """
 
 from __future__ import annotations
 
 import logging
+import socket as stdlib_socket
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
@@ -35,6 +37,7 @@ anything, to have that status answered; the socket is its own only once it has r
 _RECEIVE = 16384
 _LINGER = 2.0  # seconds to wait after an answer for the client to read it and close
 _LINGER_BYTES = 16 * 1024 * 1024  # and bytes of its that are thrown away meanwhile
+_ARRIVAL = 1.0  # seconds after accept within which the first byte of a request is still expected
 _EXAMPLE = 'new WebSocket("{scheme}://{host}{path}")'
 
 
@@ -79,11 +82,12 @@ class TLSOptions:
 class _Connection:
     """One accepted socket in its HTTP phase. ``sock`` is None once it has been closed or handed over."""
 
-    __slots__ = ("address", "idle", "sock", "source")
+    __slots__ = ("accepted_at", "address", "idle", "sock", "source")
 
     def __init__(self, sock: gevent.socket.socket, address: Address) -> None:
         self.sock: gevent.socket.socket | None = sock
         self.address = address
+        self.accepted_at = time.monotonic()
         self.source = InputBuffer(sock)
         self.idle = True  # no part of a request has arrived: can be cut without anyone losing anything
 
@@ -106,10 +110,12 @@ class HttpServer:
         ``app`` gets the requests that ask for no WebSocket.
     :param upgrade: see :data:`Upgrade`.
     :param app: the WSGI application that answers every other path; 404 without one.
+    :param files: paths that are answered before any of these, each by a WSGI application of its own.
     :param limits: ``before_authentication`` bounds a request head, ``handshake`` how long one may take,
         counted from accept (TLS included) or from the answer before it, and also how long a request body may
         be silent and a client may take nothing of an answer.
     :param reuse_port: share the port with other processes (``SO_REUSEPORT``).
+    :param listening: a socket that listens already, to be used instead of opening one.
     :param max_handshakes: connections in their HTTP phase at once. Above it nothing is accepted until one
         ends; further clients wait in the system's backlog. Each costs about 10 KiB (measured) and a
         descriptor.
@@ -123,9 +129,11 @@ class HttpServer:
         path: str | None,
         upgrade: Upgrade,
         app: WSGIApplication | None = None,
+        files: Mapping[str, WSGIApplication] | None = None,
         tls: TLSOptions | None = None,
         limits: Limits | None = None,
         reuse_port: bool = False,
+        listening: stdlib_socket.socket | None = None,
         max_handshakes: int = 4096,
         logger: logging.Logger | None = None,
     ) -> None:
@@ -136,12 +144,19 @@ class HttpServer:
         self._path = path
         self._upgrade = upgrade
         self._app = app
+        self._files = dict(files or {})
         self._tls = None if tls is None else tls.context()
         self._limits = limits or Limits()
         self._max_handshakes = max_handshakes
         self._logger = logger or logging.getLogger("realtime.transports")
         self._listener = Listener(
-            host, port, self._take, reuse_port=reuse_port, name="HTTP listener", logger=self._logger
+            host,
+            port,
+            self._take,
+            reuse_port=reuse_port,
+            listening=listening,
+            name="HTTP listener",
+            logger=self._logger,
         )
         self._connections: dict[gevent.Greenlet[..., None], _Connection] = {}
         self._environ: dict[str, Any] = {}
@@ -171,6 +186,12 @@ class HttpServer:
         return len(self._connections)
 
     @property
+    def unfinished(self) -> int:
+        """Connections that lose something if they are cut now: in a request, or too new to have sent it."""
+        new = time.monotonic() - _ARRIVAL
+        return sum(1 for one in self._connections.values() if not one.idle or one.accepted_at > new)
+
+    @property
     def counters(self) -> dict[str, int]:
         """What has happened since the server was made, by name; the listener's counters included."""
         return {**self._listener.counters, **self._counters}
@@ -182,7 +203,8 @@ class HttpServer:
         self._environ = base_environ(self.host, self.port, secure=self._tls is not None, logger=self._logger)
 
     def stop_accepting(self) -> None:
-        """Close the port; connections that are being served go on."""
+        """Close the port; connections that are being served go on to the end of their request."""
+        self._stopping = True
         self._listener.stop_accepting()
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -253,16 +275,18 @@ class HttpServer:
             return False
         connection.idle = False
         self._counters["http_requests"] += 1
+        app = self._files.get(request.path)
         try:
-            if self._is_endpoint(request):
+            if app is None and self._is_endpoint(request):
                 self._serve_websocket(connection, request)
                 return False
-            if self._app is None:
+            app = app or self._app
+            if app is None:
                 raise HandshakeError(404, "Nothing is served at this path.")
         except HandshakeError as error:
             self._refuse(connection, error, head_only=request.method == "HEAD")
             return False
-        return self._serve_app(connection, request, self._app)
+        return self._serve_app(connection, request, app)
 
     def _read_request(self, connection: _Connection, *, first: bool) -> Request | None:
         """The next request of the connection, or None if there is none: the client left, or sent nothing.

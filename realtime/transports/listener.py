@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
 import os
 import socket as stdlib_socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 import gevent
 import gevent.event
 import gevent.socket
 
-from realtime.errors import ConfigurationError, PortInUse
-from realtime.transports.sockets import PlainSocket
+from realtime.errors import ConfigurationError
+from realtime.transports.ports import Address, check_listening, join_address, open_port
+from realtime.transports.sockets import take_over
 
 __all__ = ["Address", "Listener"]
-
-Address = tuple[Any, ...]
-"""What ``accept`` tells of the peer: ``(host, port)``, for IPv6 ``(host, port, flow, scope)``."""
 
 _ACCEPT_AT_ONCE = 64
 """Connections taken per wake-up before other greenlets get a turn: enough that a burst costs one loop turn
@@ -47,7 +43,6 @@ _PEER_FAULTS = frozenset(
 """What accept(2) says under "Error handling" concerns the one connection only: the next may be fine."""
 
 _NOTHING_WAITS = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
-_NO_SUCH_HOST = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL})
 
 
 class Listener:
@@ -67,6 +62,8 @@ class Listener:
         the socket closed, and accepting goes on.
     :param backlog: connections the system may keep waiting (it applies its own upper bound, ``somaxconn``).
     :param reuse_port: let several processes listen on the port and share its connections (``SO_REUSEPORT``).
+    :param listening: a socket that listens already, for the first start: ``host`` and ``port`` say only what it is
+        called. The listener owns it from then on.
     :param name: what the listener is called in the log.
     """
 
@@ -78,6 +75,7 @@ class Listener:
         *,
         backlog: int = 1024,
         reuse_port: bool = False,
+        listening: stdlib_socket.socket | None = None,
         name: str = "listener",
         logger: logging.Logger | None = None,
     ) -> None:
@@ -85,12 +83,15 @@ class Listener:
             raise ConfigurationError(f"port={port!r}: must be a whole number from 0 to 65535")
         if not isinstance(host, str) or not host:
             raise ConfigurationError(f"host={host!r}: must be an address or a name; '0.0.0.0' or '::' means all")
+        if listening is not None:
+            check_listening(listening)
         self.host = host
         self.port = port
         self.counters = {"accepted": 0, "accept_errors": 0, "accept_exhausted": 0}
         self._on_accept = on_accept
         self._backlog = backlog
         self._reuse_port = reuse_port
+        self._given = listening
         self._name = name
         self._logger = logger or logging.getLogger("realtime.transports")
         self._socket: stdlib_socket.socket | None = None
@@ -108,11 +109,25 @@ class Listener:
         """
         if self._socket is not None:
             return
-        family, address = self._resolve()
-        self._socket = self._bind(family, address)
-        self.port = self._socket.getsockname()[1]
+        self._socket = self._given_socket() or open_port(
+            self.host,
+            self.port,
+            backlog=self._backlog,
+            reuse_port=self._reuse_port,
+            resolve=gevent.socket.getaddrinfo,
+        )
+        if self._socket.family != stdlib_socket.AF_UNIX:
+            self.port = self._socket.getsockname()[1]
         self._wanted.set()
         self._greenlet = gevent.spawn(self._accept_forever, self._socket)
+
+    def _given_socket(self) -> stdlib_socket.socket | None:
+        given, self._given = self._given, None
+        if given is None:
+            return None
+        sock = take_over(given)  # plain and non-blocking, whatever kind it is
+        sock.setblocking(False)
+        return sock
 
     def pause(self) -> None:
         """Leave further connections waiting in the system's backlog until :meth:`resume`."""
@@ -141,63 +156,7 @@ class Listener:
         self.stop_accepting()
 
     def __repr__(self) -> str:
-        return f"<Listener {self._name} on {_join(self.host, self.port)}>"
-
-    def _resolve(self) -> tuple[int, Address]:
-        """Find the address family and the socket address of ``host``; only names go to the resolver."""
-        try:
-            version = ipaddress.ip_address(self.host.partition("%")[0]).version
-        except ValueError:
-            pass
-        else:
-            if "%" not in self.host:
-                return (stdlib_socket.AF_INET6 if version == 6 else stdlib_socket.AF_INET), (
-                    self.host,
-                    self.port,
-                )
-        try:
-            found = gevent.socket.getaddrinfo(self.host, self.port, type=stdlib_socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise ConfigurationError(f"host={self.host!r}: no such address on this machine ({error})") from error
-        # Where a name has both, as localhost has, clients that know IPv4 only must get in.
-        found.sort(key=lambda entry: entry[0] != stdlib_socket.AF_INET)
-        return found[0][0], found[0][4]
-
-    def _bind(self, family: int, address: Address) -> stdlib_socket.socket:
-        """Open the listening socket, or explain why that cannot be."""
-        try:
-            sock = PlainSocket(family, stdlib_socket.SOCK_STREAM)
-        except OSError as error:
-            raise self._explain(error) from error
-        try:
-            sock.setblocking(False)
-            if os.name == "posix":  # on Windows the option means something else: stealing the port
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-            if self._reuse_port:
-                if not hasattr(stdlib_socket, "SO_REUSEPORT"):
-                    raise ConfigurationError("reuse_port=True: this system has no SO_REUSEPORT")
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
-            sock.bind(address)
-            sock.listen(self._backlog)
-        except OSError as error:
-            sock.close()
-            raise self._explain(error) from error
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _explain(self, error: OSError) -> Exception:
-        place = _join(self.host, self.port)
-        if error.errno == errno.EADDRINUSE:
-            return PortInUse(f"{place} is in use: stop what listens there, or choose another port (0 picks one)")
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return ConfigurationError(
-                f"{place}: this process may not listen there; ports below 1024 mostly need a privilege"
-            )
-        if error.errno in _NO_SUCH_HOST:
-            return ConfigurationError(f"host={self.host!r}: not an address of this machine ({error.strerror})")
-        return ConfigurationError(f"cannot listen on {place}: {error}")
+        return f"<Listener {self._name} on {join_address(self.host, self.port)}>"
 
     def _accept_forever(self, sock: stdlib_socket.socket) -> None:
         """The accept loop; ends only when it is killed or the socket is closed under it."""
@@ -245,7 +204,8 @@ class Listener:
             return
         try:
             sock.settimeout(None)  # whatever socket.setdefaulttimeout() says
-            sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+            if listening.family != stdlib_socket.AF_UNIX:
+                sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
             self._on_accept(sock, address)
         except Exception:
             self.counters["accept_errors"] += 1
@@ -262,7 +222,3 @@ class Listener:
             text += f" ({self._unlogged} more since the last line)"
         self._quiet_until, self._unlogged = now + _LOG_INTERVAL, 0
         self._logger.warning(f"%s: {text}", self, *args, exc_info=exc_info)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,4 +1,4 @@
-"""Reaching another node: its address, and the TCP connection to it."""
+"""Reaching another node: its address, and the connection to it, over TCP or a Unix socket."""
 
 from __future__ import annotations
 
@@ -12,27 +12,38 @@ import gevent
 import gevent.socket
 
 from realtime.errors import ConfigurationError
+from realtime.transports.mesh_tls import MeshTLS
 
 __all__ = ["MeshAddress", "connect", "is_loopback", "parse_address"]
 
 _SCHEME = "mesh://"
+UNIX = "unix:"
 
 
 class MeshAddress(NamedTuple):
-    """Where a node listens."""
+    """Where a node listens: host and port, or the path of a Unix socket as ``host`` and no port."""
 
     host: str
     port: int
 
+    @property
+    def is_unix(self) -> bool:
+        """Whether ``host`` is the path of a Unix socket."""
+        return self.host.startswith("/")
+
     def __str__(self) -> str:
+        if self.is_unix:
+            return f"{UNIX}{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_address(value: object, option: str = "peers") -> MeshAddress:
-    """Read ``"host:port"``, ``"[::1]:port"``, ``"mesh://host:port"`` or ``("host", port)``.
+    """Read ``"host:port"``, ``"[::1]:port"``, ``"mesh://host:port"``, ``("host", port)`` or ``"unix:/path"``.
 
     :raises ConfigurationError: it is none of these.
     """
+    if isinstance(value, str) and value.startswith(UNIX + "/"):
+        return MeshAddress(value.removeprefix(UNIX), 0)
     if isinstance(value, str):
         host, _, digits = value.removeprefix(_SCHEME).rstrip("/").rpartition(":")
         if host.startswith("[") and host.endswith("]"):
@@ -48,7 +59,8 @@ def parse_address(value: object, option: str = "peers") -> MeshAddress:
         port = None
     if not isinstance(host, str) or not host or any(mark in host for mark in "/[] ") or port is None:
         raise ConfigurationError(
-            f"{option}: {value!r} is no address; write 'host:9090', '[::1]:9090', 'mesh://host:9090' or ('host', 9090)"
+            f"{option}: {value!r} is no address; write 'host:9090', '[::1]:9090', 'mesh://host:9090', ('host', 9090) "
+            "or 'unix:/path'"
         )
     return MeshAddress(host, port)
 
@@ -69,20 +81,15 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
 
 
-def connect(address: MeshAddress, timeout: float) -> gevent.socket.socket:
-    """Connect; switches greenlets, at most for ``timeout`` seconds.
+def connect(address: MeshAddress, timeout: float, tls: MeshTLS | None = None) -> gevent.socket.socket:
+    """Connect, with TLS if given; switches greenlets, at most for ``timeout`` seconds.
 
-    :raises OSError: nobody listens there, or nothing answered in time.
+    :raises OSError: nobody listens there, nothing answered in time, or the node's certificate is not trusted.
     """
     timer = gevent.Timeout.start_new(timeout)
     try:
-        failure = OSError(errno.EADDRNOTAVAIL, "the name has no address")
-        for family, target in _targets(address):
-            try:
-                return _connect_to(family, target)
-            except OSError as error:
-                failure = error
-        raise failure
+        sock = _connect_unencrypted(address)
+        return sock if tls is None or address.is_unix else tls.wrap(sock, server_side=False)
     except gevent.Timeout as expired:
         if expired is not timer:
             raise  # the caller's own
@@ -91,8 +98,20 @@ def connect(address: MeshAddress, timeout: float) -> gevent.socket.socket:
         timer.close()
 
 
-def _targets(address: MeshAddress) -> list[tuple[int, tuple[Any, ...]]]:
+def _connect_unencrypted(address: MeshAddress) -> gevent.socket.socket:
+    failure = OSError(errno.EADDRNOTAVAIL, "the name has no address")
+    for family, target in _targets(address):
+        try:
+            return _connect_to(family, target)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _targets(address: MeshAddress) -> list[tuple[int, Any]]:
     """Return families and socket addresses; only names go to the resolver."""
+    if address.is_unix:
+        return [(stdlib_socket.AF_UNIX, address.host)]
     try:
         version = ipaddress.ip_address(address.host).version
     except ValueError:
@@ -106,11 +125,13 @@ def _targets(address: MeshAddress) -> list[tuple[int, tuple[Any, ...]]]:
     return [(entry[0], entry[4]) for entry in found]
 
 
-def _connect_to(family: int, target: tuple[Any, ...]) -> gevent.socket.socket:
+def _connect_to(family: int, target: Any) -> gevent.socket.socket:
     sock = gevent.socket.socket(family, stdlib_socket.SOCK_STREAM)
     try:
         sock.settimeout(None)  # whatever socket.setdefaulttimeout() says
         sock.connect(target)
+        if family == stdlib_socket.AF_UNIX:
+            return sock
         if sock.getsockname() == sock.getpeername():
             # Linux connects a socket to itself where nobody listens on the port it picked for the near end
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

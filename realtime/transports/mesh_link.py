@@ -1,13 +1,15 @@
-"""One link to another node: a socket, the protocol on it, an outbox, and the greenlet that reads."""
+"""One link to another node: a socket, plain or TLS, the protocol on it, an outbox, and the greenlet that reads."""
 
 from __future__ import annotations
 
 import logging
 import socket as stdlib_socket
+import ssl
 import time
 from typing import Any, Protocol
 
 import gevent
+import gevent.ssl
 from gevent.event import Event
 
 from realtime.config import KiB, Limits, MeshOptions
@@ -16,18 +18,17 @@ from realtime.outbox import Flusher, Outbox
 from realtime.protocols.mesh import (
     Authenticated,
     ByeReceived,
-    EventReceived,
     Hello,
     LinkEvent,
     LinkStarted,
     MeshProtocol,
-    PingReceived,
     Reason,
     Role,
     State,
 )
+from realtime.protocols.mesh_frames import SessionEvent
 from realtime.transports.mesh_dial import MeshAddress
-from realtime.transports.sockets import take_over
+from realtime.transports.sockets import PlainSocket, say_goodbye, take_over
 
 __all__ = ["Link", "LinkOwner"]
 
@@ -35,21 +36,30 @@ log = logging.getLogger("realtime.mesh")
 
 _READ, _WRITE = 1, 2  # libev's names for the two kinds of readiness
 RECEIVE = 64 * KiB
+TLS_RECORD = 16 * KiB  # the most that OpenSSL encrypts at a time (RFC 8446 section 5.1)
+PARK_ABOVE = 0.5  # of an outbox: with what the system's buffers hold it must still fit into MeshOptions.resend
 DISCARDED = 64  # reads of what comes after our farewell
+_NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _NO_FAREWELL = frozenset({Reason.LOST, Reason.SILENT, Reason.SLOW})  # the peer is gone, or does not read
 
 
 class LinkOwner(Protocol):
-    """Who a link belongs to. None of these may wait."""
+    """Who a link belongs to. Only ``settle`` may wait."""
 
     def authenticated(self, link: Link) -> str | None:
         """The peer has proved itself: return None, or the Reason not to start, which counts if it is up to us."""
 
     def started(self, link: Link) -> None:
-        """The link is open: the outbox takes events."""
+        """The link is open: the outbox takes frames."""
 
-    def event_received(self, link: Link, body: bytes) -> None:
-        """An event came; call ``link.pause`` if the next should not."""
+    def received(self, link: Link, event: SessionEvent) -> None:
+        """A frame came; call ``link.pause`` if the next should not. Raise MeshError to end the link."""
+
+    def alive(self, link: Link) -> None:
+        """Something came that is no whole frame yet, or the link is paused, so that nothing can be said of it."""
+
+    def settle(self, link: Link) -> None:
+        """All that was read has been told: do what takes time. Switches greenlets; nothing is read meanwhile."""
 
     def ended(self, link: Link) -> None:
         """``link.reason`` and ``link.details`` say why. Called once, also for links that never opened."""
@@ -58,8 +68,8 @@ class LinkOwner(Protocol):
 class Link:
     """One link. It is the outbox's sink.
 
-    ``run`` reads, pings and keeps the deadlines in the greenlet that calls it, and only it closes the socket;
-    whoever else wants the link to end says so with ``part``.
+    ``run`` reads and keeps the deadline of the handshake in the greenlet that calls it, and only it closes the
+    socket; whoever else wants the link to end says so with ``part``. Silence is its owner's business.
 
     :param sock: connected; the link owns it from now on.
     :param address: the peer's, for the log.
@@ -76,7 +86,7 @@ class Link:
         flusher: Flusher,
     ) -> None:
         # gevent's socket waits by itself; here a watcher tells when to read, so the plain one is enough
-        self._sock = take_over(sock)
+        self._sock: Any = sock if isinstance(sock, gevent.ssl.SSLSocket) else take_over(sock)
         self._sock.setblocking(False)
         self.protocol = protocol
         self.address = address
@@ -85,16 +95,14 @@ class Link:
         """Why it ended, or is about to; None while it lasts."""
         self.details = ""
         self.was_open = False
-        self.outbox = Outbox(self, flusher, Limits(outbox=options.outbox))
+        self.outbox = Outbox(self, flusher, Limits(outbox=options.outbox, park_above=PARK_ABOVE))
         self._owner = owner
         self._wake = Event()  # something to do for the reading greenlet
         loop = gevent.get_hub().loop
         self._reader = loop.io(self._sock.fileno(), _READ)
         self._writer = loop.io(self._sock.fileno(), _WRITE)
         self._paused = False
-        self._alive = self._began = time.monotonic()
-        self._next_ping = self._due = self._began
-        self._pings = 0
+        self._deadline = time.monotonic() + options.authentication
 
     @property
     def peer(self) -> Hello:
@@ -107,20 +115,16 @@ class Link:
         """Whether we opened it."""
         return self.protocol.role is Role.DIALLER
 
-    @property
-    def silence(self) -> float:
-        """Seconds since the last sign of life; 0 while we do not read."""
-        return 0.0 if self._paused else time.monotonic() - self._alive
-
     # The reading greenlet ----------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve the link until it has ended and its socket is closed. Switches greenlets."""
         try:
             self._reader.start(self._wake.set)
+            self._wake.set()  # TLS may have read the first frame together with the end of its handshake
             self._send_replies()
             while self.reason is None:
-                self._wait(self._time_to_wait())
+                self._wait(self._patience())
                 if self.reason is None and not self._paused:
                     self._receive()
             self._take_leave()
@@ -132,45 +136,56 @@ class Link:
         finally:
             self._release()
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float | None) -> None:
         self._wake.wait(seconds)
         self._wake.clear()
 
     def _receive(self) -> None:
-        """Read once and handle everything in it, as far as the owner takes it."""
+        """Read once and handle everything in it, as far as the owner takes it. May switch."""
         try:
             self._handle_events()  # what a pause left
             if self.reason is not None or self._paused:
                 return
-            try:
-                data = self._sock.recv(RECEIVE)
-            except (BlockingIOError, InterruptedError):
-                data = None
+            data = self._read()
             if data == b"":
                 self._end(Reason.LOST, "connection closed")
                 return
-            if data:
-                self._alive = time.monotonic()
-                self.protocol.receive_data(data)
-            self._handle_events()
+            if data and not self._take(data) and self.was_open:
+                self._owner.alive(self)
         except MeshError as error:
             self.part(error.reason, str(error))
+        if self.was_open:
+            self._owner.settle(self)
 
-    def _handle_events(self) -> None:
+    def _read(self) -> bytes | None:
+        """Return what the socket has, None if that is nothing, or nothing at all at its end."""
+        try:
+            data: bytes = self._sock.recv(RECEIVE)
+            if data and type(self._sock) is not PlainSocket:
+                pending = self._sock.pending()  # decrypted already: the loop cannot see that it waits
+                data += self._sock.recv(pending) if pending else b""
+        except _NOT_NOW:
+            return None
+        return data
+
+    def _take(self, data: bytes) -> bool:
+        """Handle bytes; tell whether there was a whole frame in what has come so far."""
+        self.protocol.receive_data(data)
+        return self._handle_events()
+
+    def _handle_events(self) -> bool:
+        any_came = False
         while self.reason is None and not self._paused:
             event = self.protocol.next_event()
             if event is None:
                 break
+            any_came = True
             self._handle(event)
         self._send_replies()
+        return any_came
 
     def _handle(self, event: LinkEvent) -> None:
-        if isinstance(event, EventReceived):
-            self._owner.event_received(self, event.body)
-        elif isinstance(event, PingReceived):
-            if not self.outbox.size:  # what waits there is as good a sign of life
-                self.outbox.put(self.protocol.pong(event.number))
-        elif isinstance(event, Authenticated):
+        if isinstance(event, Authenticated):
             refusal = self._owner.authenticated(self)
             if self.protocol.decides:
                 if refusal is None:
@@ -182,11 +197,12 @@ class Link:
             self._started()
         elif isinstance(event, ByeReceived):
             self._end(event.reason, event.text or "said by the peer")
+        else:
+            self._owner.received(self, event)
 
     def _started(self) -> None:
         self._send_replies()
         self.was_open = True
-        self._next_ping = time.monotonic() + self.options.ping
         self._owner.started(self)
 
     def _send_replies(self) -> None:
@@ -196,36 +212,17 @@ class Link:
 
     # Time --------------------------------------------------------------------------------------------
 
-    def _time_to_wait(self) -> float:
-        """Do what is due: give up, or ping. Return the seconds until something is due again."""
-        now = time.monotonic()
-        late = now - self._due
-        if late > 0:  # this process was held up: that is not the peer's silence
-            self._alive = min(self._alive + late, now)
-            self._began += late
-        wait = self._give_up_or_ping(now)
-        self._due = now + wait
-        return wait
-
-    def _give_up_or_ping(self, now: float) -> float:
-        options = self.options
+    def _patience(self) -> float | None:
+        """Give up if the handshake takes too long. Return the seconds to wait for something to come, at most."""
         if self.protocol.state is not State.OPEN:
-            left = self._began + options.authentication - now
+            left = self._deadline - time.monotonic()
             if left <= 0:
-                self.part(Reason.TIMEOUT, f"no handshake within {options.authentication:g} s")
+                self.part(Reason.TIMEOUT, f"no handshake within {self.options.authentication:g} s")
             return max(left, 0.0)
         if self._paused:
-            self._alive = now  # it may well have spoken: we do not listen
-        left = self._alive + options.down - now
-        if left <= 0:
-            self.part(Reason.SILENT, f"no sign of life for {options.down:g} s")
-            return 0.0
-        if now >= self._next_ping:
-            self._next_ping = now + options.ping
-            if not self.outbox.size:  # what waits there is as good a sign of life
-                self._pings += 1
-                self.outbox.put(self.protocol.ping(self._pings))
-        return min(left, self._next_ping - now)
+            self._owner.alive(self)
+            return self.options.ping
+        return None
 
     def pause(self) -> None:
         """Leave what comes in the socket, and what came with it unhandled: TCP pushes back."""
@@ -237,7 +234,6 @@ class Link:
         """Read again, what had come with the last first. Called from any greenlet."""
         if self._paused and self.reason is None:
             self._paused = False
-            self._alive = time.monotonic()
             self._reader.start(self._wake.set)
             self._wake.set()
 
@@ -278,11 +274,8 @@ class Link:
             if left <= 0:
                 return
             self._wait(left)
-            try:
-                if not self._sock.recv(RECEIVE):
-                    return
-            except (BlockingIOError, InterruptedError):
-                pass
+            if self._read() == b"":
+                return
 
     def _release(self) -> None:
         """Give everything back. What was never sent is counted by the outbox."""
@@ -297,10 +290,15 @@ class Link:
 
     def write(self, frames: list[bytes]) -> int:
         """Send what the socket takes."""
+        sent = 0
         try:
-            return self._sock.send(frames[0] if len(frames) == 1 else b"".join(frames))
-        except (BlockingIOError, InterruptedError):
-            return 0
+            sent = self._sock.send(frames[0] if len(frames) == 1 else b"".join(frames))
+        except _NOT_NOW:
+            pass
+        if not sent and type(self._sock) is not PlainSocket:
+            # OpenSSL has encrypted a record already, and must be offered the same bytes again
+            self.outbox.keep_first(TLS_RECORD)
+        return sent
 
     def watch_writable(self) -> None:
         """Resume the outbox once the socket can take more."""
@@ -320,6 +318,9 @@ class Link:
 
     def finished(self) -> None:
         """Our last words are out; we send no more."""
+        if type(self._sock) is not PlainSocket:
+            say_goodbye(self._sock)
+            return
         try:
             self._sock.shutdown(stdlib_socket.SHUT_WR)
         except OSError as error:

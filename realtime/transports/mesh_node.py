@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-from gevent.event import Event
 
 from realtime.connection import Connection
 from realtime.hub import Hub
 from realtime.message import Message, Wire
-from realtime.protocols.mesh import Reason
-from realtime.transports.mesh_link import Link
+from realtime.outbox import Outbox
+from realtime.transports.mesh_links import Links
 
 __all__ = ["Node", "NodeConnection"]
 
@@ -25,52 +24,49 @@ class Node:
     address: str | None
     """Where it says it can be reached."""
     state: str
-    """``"up"``, or ``"suspect"`` while it has been silent for ``MeshOptions.suspect``."""
+    """``"up"``; or ``"suspect"``, while nothing has been heard of it for ``MeshOptions.suspect``."""
+    linked: bool
+    """Whether there is a link to it at the moment."""
     since: float
-    """When the link to it started, seconds since the epoch."""
-    dialled: bool
-    """Whether we opened the link."""
+    """When it joined, seconds since the epoch."""
+    clients: int
+    """How many clients it has, as far as known."""
 
 
 class NodeConnection(Connection):
     """Another node as handlers see it: ``context`` of its events. No client: not in rooms, not in presence.
 
     It outlives a link, so that what a node did before its link broke is handled before what it does after.
+
+    :param send: sends the body of an event to the node.
     """
 
-    __slots__ = ("_hub", "link", "unlinked")
+    __slots__ = ("_hub", "_links", "_send")
 
     transport = "mesh"
 
-    def __init__(self, hub: Hub, node: str, wire: Wire) -> None:
+    def __init__(self, hub: Hub, node: str, wire: Wire, links: Links, send: Callable[[str, bytes], object]) -> None:
         super().__init__(wire=wire)
         self.id = node
-        self.closed = True
-        self.link: Link | None = None
-        self.unlinked = Event()
+        self.outbox = Outbox(self, hub.flusher, hub.limits)
         self._hub = hub
+        self._links = links
+        self._send = send
 
-    def linked(self, link: Link) -> None:
-        """Speak through this link from now on."""
-        self.link = link
-        self.outbox = link.outbox
-        self.remote_address = link.address.host
+    def joined(self) -> None:
+        """The node is there, again perhaps."""
         self.connected_at = time.time()
         self.closed = False
-        self.unlinked.clear()
-        if self.paused:
-            link.pause()
+        link = self._links.get(self.id)
+        self.remote_address = link.address.host if link is not None else None
 
-    def lost(self) -> None:
-        """There is no link any more."""
-        self.link = None
+    def left(self) -> None:
+        """The node has left."""
         self.closed = True
-        self.unlinked.set()
 
-    def tell(self, event: str, reason: str, details: str, **more: Any) -> None:
-        """Put a lifecycle event in line with what the node sent."""
-        payload = {"node": self.id, "reason": reason, "details": details, **more}
-        self._hub.receive_event(self, Message(event, payload))
+    def tell(self, event: str, **payload: Any) -> None:
+        """Put an event of our own in line with what the node sent."""
+        self._hub.receive_event(self, Message(event, {"node": self.id, **payload}))
 
     def take(self, message: Message) -> None:
         """Put an event of the node in line, and stop reading where that fills the inbox."""
@@ -84,23 +80,23 @@ class NodeConnection(Connection):
     @property
     def idle(self) -> bool:
         """Whether nothing would be lost with it."""
-        return self.link is None and not self.busy and not self.inbox
+        return self.closed and not self.busy and not self.inbox
 
     def transmit(self, frame: bytes) -> None:
-        """Everything goes through the link's outbox."""
-        self.outbox.put(frame)
+        """Send the body of an event."""
+        self._send(self.id, frame)
 
     def end(self, code: int, reason: str) -> None:
-        """End the link."""
-        if self.link is not None:
-            self.link.part(Reason.LEAVING, reason)
+        """Nodes are not disconnected by handlers; their links end by themselves."""
 
     def pause_reading(self) -> None:
         """Let TCP push back."""
-        if self.link is not None:
-            self.link.pause()
+        link = self._links.get(self.id)
+        if link is not None:
+            link.pause()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self.link is not None:
-            self.link.resume()
+        link = self._links.get(self.id)
+        if link is not None:
+            link.resume()

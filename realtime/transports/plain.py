@@ -215,12 +215,15 @@ class PlainServer:
         deadline = time.monotonic() + timeout
         self._server.drain()
         self._server.close_all(CloseCode.GOING_AWAY, "server stopping")
-        handlers = [greenlet for greenlet in self._handlers if greenlet is not gevent.getcurrent()]
-        gevent.joinall(handlers, timeout=timeout)
+        gevent.joinall(self._other_handlers(), timeout=timeout)
         while self._server.open_channels and time.monotonic() < deadline:
             gevent.sleep(0.01)
-        gevent.killall(handlers, timeout=1.0)
+        gevent.killall(self._other_handlers(), timeout=1.0)
         self._server.stop()
+
+    def _other_handlers(self) -> list[gevent.Greenlet[..., None]]:
+        """Those of all connections, but for one that is itself stopping the server."""
+        return [greenlet for greenlet in self._handlers if greenlet is not gevent.getcurrent()]
 
     def stats(self) -> dict[str, Any]:
         """Return named numbers."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ import gevent
 
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat, Limits
+from realtime.drain import come_back
 from realtime.errors import ConfigurationError, HandshakeError, Reject
 from realtime.outbox import Outbox
 from realtime.protocols.deflate import DeflateOptions
@@ -140,9 +142,19 @@ class WebSocketServer:
     :param options: see :class:`ServerOptions`.
     :param opener: makes the owner of each connection.
     :param deflate: what to agree on where the client offers compression; None for never.
+    :param listening: a socket that listens already, to be used instead of opening one.
+    :param files: see :class:`HttpServer`.
     """
 
-    def __init__(self, options: ServerOptions, opener: Opener, *, deflate: DeflateOptions | None) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        opener: Opener,
+        *,
+        deflate: DeflateOptions | None,
+        listening: socket.socket | None = None,
+        files: Mapping[str, WSGIApplication] | None = None,
+    ) -> None:
         self._options = options
         self._opener = opener
         self._deflate = deflate
@@ -156,9 +168,11 @@ class WebSocketServer:
             path=options.path,
             upgrade=self._upgrade,
             app=options.app,
+            files=files,
             tls=options.tls_options(),
             limits=options.limits,
             reuse_port=options.reuse_port,
+            listening=listening,
             logger=log,
         )
 
@@ -194,6 +208,11 @@ class WebSocketServer:
         """Connections whose socket is not closed yet."""
         return len(self._channels)
 
+    @property
+    def requests(self) -> int:
+        """Requests in progress, those that become a WebSocket included."""
+        return self._http.unfinished
+
     def stop(self) -> None:
         """Close everything now, requests in progress included. Switches greenlets."""
         self.drain()
@@ -224,8 +243,6 @@ class WebSocketServer:
             deflate=self._deflate,
         )
         identity = self._authenticate(request)
-        if self._draining:
-            raise HandshakeError(503, "The server is stopping; try again.", {"Retry-After": "1"})
         protocol = WebSocketProtocol(
             Role.SERVER,
             message_size=options.limits.message_size,
@@ -245,6 +262,8 @@ class WebSocketServer:
         channel.attach(owner, outbox, accepted.response)
         self._opener.opened(owner)
         channel.begin(leftover)
+        if self._draining:  # it came before the port was closed: served like those before it, and told the same
+            channel.close(CloseCode.DRAINING, come_back())
 
     def _authenticate(self, request: Request) -> Any:
         """Ask the application who this is. Raises HandshakeError for no, too slow, or broken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from realtime.message import JSON, MSGPACK, MSGPACK_SUBPROTOCOL, Codec, Wire
 from realtime.outbox import Outbox
 from realtime.protocols.deflate import DeflateOptions, compress_once
 from realtime.protocols.frames import Opcode, binary_frame, encode_frame, text_frame
-from realtime.transports.base import Transport
+from realtime.transports.base import ListenAddress, Transport
 from realtime.transports.channel import Channel
+from realtime.transports.files import javascript_client
 from realtime.transports.http import TLSOptions
 from realtime.transports.plain import PlainServer, WebSocket, serve
+from realtime.transports.ports import check_listening
 from realtime.transports.server import Authenticate, Opening, ServerOptions, WebSocketServer
 
 if TYPE_CHECKING:
@@ -100,7 +103,8 @@ class WebSocketTransport(Transport):
     """A WebSocket server for the kernel's clients, and HTTP for everything else on the same port.
 
     :param port: 0 picks a free one, told by ``transport.port`` once started.
-    :param path: where WebSockets connect; any other path goes to ``app``, or is answered 404.
+    :param path: where WebSockets connect; below it, at ``client.js``, browsers find the JavaScript client:
+        ``import { connect } from "/realtime/client.js"``. Any other path goes to ``app``, or is answered 404.
     :param host: the address to listen on: ``"0.0.0.0"`` to be reached from other machines.
     :param app: any WSGI application.
     :param authenticate: ``authenticate(request)`` returns the identity or raises ``Reject("why", status=401)``.
@@ -151,6 +155,7 @@ class WebSocketTransport(Transport):
         self._deflate = _shared_compression(compression)
         self._wires: dict[tuple[Codec, int], Wire] = {}
         self._server: WebSocketServer | None = None
+        self._listening: socket.socket | None = None
         ServerOptions(app=app, **self._settings)  # complains now, not at the start
 
     @property
@@ -168,11 +173,23 @@ class WebSocketTransport(Transport):
         """The address for a client, once started."""
         return self._server.url(self._path) if self._server is not None else ""
 
+    def shared_address(self) -> ListenAddress:
+        """Several processes can share the port."""
+        settings = self._settings
+        return ListenAddress(settings["host"], settings["port"], exclusive=not settings["reuse_port"])
+
+    def listen_on(self, sock: socket.socket) -> None:
+        """Take connections from this listening socket at the next start. Raises ConfigurationError."""
+        check_listening(sock)
+        self._listening = sock
+
     def on_start(self) -> None:
         """Listen. Raises PortInUse or ConfigurationError."""
         subprotocols = (MSGPACK_SUBPROTOCOL, JSON_SUBPROTOCOL)
         options = ServerOptions(app=self.app, limits=self.hub.limits, subprotocols=subprotocols, **self._settings)
-        server = WebSocketServer(options, self, deflate=self._deflate)
+        listening, self._listening = self._listening, None
+        files = {f"{self._path.rstrip('/')}/client.js": javascript_client()}
+        server = WebSocketServer(options, self, deflate=self._deflate, listening=listening, files=files)
         server.start()
         self._server = server
         log.info("WebSocket clients connect to %s", self.url)
@@ -185,8 +202,8 @@ class WebSocketTransport(Transport):
             self._server.drain()
 
     def closing(self) -> int:
-        """Sockets that are still open."""
-        return self._server.open_channels if self._server is not None else 0
+        """Sockets that are still open, and requests in progress."""
+        return self._server.open_channels + self._server.requests if self._server is not None else 0
 
     def on_stop(self) -> None:
         """Close everything that is left."""

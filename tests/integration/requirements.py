@@ -15,9 +15,9 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["chromium", "module", "node_with_ws"]
+__all__ = ["chromium", "module", "node_with", "turnserver"]
 
-WS_VERSION = "8"
+NPM_PACKAGES = {"typescript": "5.9.3", "ws": "8"}  # and their versions
 INSTALL_TIMEOUT = 120.0  # seconds for npm to fetch one small package
 
 
@@ -46,20 +46,30 @@ def chromium() -> str:
     missing("Chromium", "apt-get install chromium")
 
 
-def node_with_ws() -> tuple[str, Path]:
-    """Return the paths of node and of a ``node_modules`` with npm's ``ws``, which is installed once into a cache."""
+def turnserver() -> str:
+    """Return the path of coturn's TURN server."""
+    path = shutil.which("turnserver")
+    if path is None:
+        missing("coturn", "apt-get install coturn")
+    return path
+
+
+def node_with(package: str) -> tuple[str, Path]:
+    """Return the paths of node and of a ``node_modules`` with one of NPM_PACKAGES, installed once into a cache."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         missing("node or npm", "apt-get install nodejs npm")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realtime-tests" / f"ws-{WS_VERSION}"
-    modules = cache / "node_modules"
-    if not (modules / "ws" / "package.json").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(cache), f"ws@{WS_VERSION}"]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realtime-tests"
+    folder = cache / f"{package}-{NPM_PACKAGES[package]}"
+    modules = folder / "node_modules"
+    if not (modules / package / "package.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = f"{package}@{NPM_PACKAGES[package]}"
+        command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder), wanted]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
         except subprocess.TimeoutExpired:
-            missing("the npm package ws", f"{' '.join(command)} did not end within {INSTALL_TIMEOUT:g} s")
+            missing(f"the npm package {package}", f"{' '.join(command)} did not end within {INSTALL_TIMEOUT:g} s")
         if done.returncode:
-            missing("the npm package ws", f"{' '.join(command)} said {done.stderr.strip()[-500:]}")
+            missing(f"the npm package {package}", f"{' '.join(command)} said {done.stderr.strip()[-500:]}")
     return node, modules

@@ -123,7 +123,7 @@ def get(port: int, path: str, method: str = "GET") -> tuple[http.client.HTTPResp
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("/", "html"), ("/console.css", "css"), ("/console.js", "javascript"), ("/connection.js", "javascript")],
+    [("/", "html"), ("/console.css", "css"), ("/console.js", "javascript"), ("/page.js", "javascript")],
 )
 def test_the_page_is_served_with_a_policy_that_lets_no_foreign_script_in(basic: int, path: str, kind: str) -> None:
     response, body = get(basic, path)

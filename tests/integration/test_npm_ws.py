@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from requirements import node_with_ws
+from requirements import node_with
 
 from realtime import RealtimeKernel, WebSocketTransport
 from realtime.transports.websocket import PlainServer, WebSocket, serve
@@ -51,7 +51,7 @@ Run = Callable[..., list[Any]]
 @pytest.fixture
 def run(in_thread: InThread) -> Run:
     """Run a script with an address; return what it printed."""
-    node, modules = node_with_ws()
+    node, modules = node_with("ws")
 
     def run_script(script: str, url: str) -> list[Any]:
         program = f"{PRELUDE}(async () => {{{script}}})().catch((e) => {{ console.error(e); process.exit(1); }})"

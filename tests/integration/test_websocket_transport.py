@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket as plain_socket
 import ssl
 import threading
 import zlib
@@ -407,3 +408,98 @@ def test_a_busy_server_comes_to_rest(start: Start) -> None:
         kernel.stop(timeout=2 * DEADLINE)  # half of it would be the handlers' time
     gevent.killall(greenlets)
     client.close()
+
+
+# What is under way when the server stops ------------------------------------------------------------------------
+
+
+def test_a_client_in_its_handshake_when_the_server_stops_gets_in_and_is_told_to_come_back(start: Start) -> None:
+    asked, answer = Event(), Event()
+
+    def authenticate(request: Any) -> str:
+        asked.set()
+        answer.wait(DEADLINE)
+        return "anna"
+
+    kernel, port = start(authenticate=authenticate)
+    client = RawClient(port)
+    client.send(request("/realtime"))
+    assert asked.wait(DEADLINE)
+    stopping = gevent.spawn(kernel.stop, timeout=DEADLINE)
+    gevent.sleep(0)
+    answer.set()
+    assert client.read_head().startswith("HTTP/1.1 101 ")
+    code, reason = client.read_close()
+    assert (code, reason.partition("=")[0]) == (4013, "retry_after")
+    client.send(frame(8, code.to_bytes(2, "big")))
+    stopping.get(timeout=DEADLINE)
+    client.close()
+
+
+def test_a_client_that_was_just_accepted_when_the_server_stops_gets_in_too(start: Start) -> None:
+    kernel, port = start()
+    client = RawClient(port)
+    while not kernel.stats()["transports"][0]["in_http"]:
+        gevent.sleep(0)
+    stopping = gevent.spawn(kernel.stop, timeout=DEADLINE)
+    gevent.sleep(0)
+    client.send(request("/realtime"))
+    assert client.read_head().startswith("HTTP/1.1 101 ")
+    assert client.read_close()[0] == 4013
+    client.send(frame(8, b"\x0f\xad"))
+    stopping.get(timeout=DEADLINE)
+    client.close()
+
+
+def test_a_request_in_progress_is_answered_before_the_server_has_stopped(start: Start) -> None:
+    asked, answer = Event(), Event()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        asked.set()
+        answer.wait(DEADLINE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"here you are"]
+
+    kernel, port = start(app=app)
+    client = RawClient(port)
+    client.send(b"GET /slow HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert asked.wait(DEADLINE)
+    stopping = gevent.spawn(kernel.stop, timeout=DEADLINE)
+    gevent.sleep(0)
+    answer.set()
+    assert client.read_head().startswith("HTTP/1.1 200 ")
+    assert client.at_end()
+    stopping.get(timeout=DEADLINE)
+    client.close()
+
+
+# A socket that listens already ------------------------------------------------------------------------------------
+
+
+def test_it_takes_connections_from_a_listening_socket_that_is_given_to_it() -> None:
+    listening = plain_socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    transport = WebSocketTransport(port=1, path="/realtime")
+    transport.listen_on(listening)
+    kernel = RealtimeKernel([transport], log_level="critical")
+    client = RawClient(port)  # waits in the socket
+    kernel.start()
+    try:
+        assert transport.port == port
+        client.upgrade("/realtime")
+    finally:
+        kernel.stop(timeout=2)
+        client.close()
+    with pytest.raises(ConnectionRefusedError):
+        RawClient(port)
+
+
+@pytest.mark.parametrize("kind", [plain_socket.SOCK_STREAM, plain_socket.SOCK_DGRAM], ids=["TCP", "UDP"])
+def test_a_socket_that_does_not_listen_is_refused(kind: int) -> None:
+    with plain_socket.socket(plain_socket.AF_INET, kind) as sock, pytest.raises(ConfigurationError, match="listen"):
+        WebSocketTransport().listen_on(sock)
+
+
+def test_what_is_no_socket_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="must be a listening socket"):
+        WebSocketTransport().listen_on(3)  # type: ignore[arg-type]

@@ -362,3 +362,17 @@ def test_a_loop_that_only_waits_is_not_held() -> None:
         with pytest.raises(TimedOut):
             client.receive(timeout=0.3)
         assert kernel.stats()["blocked_loops"] == before
+
+
+def test_who_asks_is_told_of_a_departure_at_once_whatever_the_clients_handlers_do(kernel_test: KernelTest) -> None:
+    kernel = kernel_test.kernel
+    gone: list[Any] = []
+    go_on = gevent.event.Event()
+    kernel.hub.on_gone.append(lambda context, code: gone.append((context.id, context.rooms, code)))
+    kernel.on("busy", lambda message, context, toolkit: go_on.wait())
+    client = kernel_test.connect()
+    kernel.rooms.join("tea", client.id)
+    client.send({"type": "busy"})
+    client.kill()
+    assert gone == [(client.id, ["tea"], 1006)]
+    go_on.set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -23,6 +25,7 @@ from realtime import (
     drain,
     event_name,
 )
+from realtime.outbox import Outbox
 from realtime.testing import KernelTest
 from realtime.transports.base import Transport
 
@@ -131,7 +134,7 @@ def test_a_message_for_a_wait_that_was_given_up_goes_to_its_handler(kernel_test:
     hub = kernel_test.kernel.hub
 
     def both_at_once() -> None:
-        hub.receive(hub.find(client.id), b'{"type": "next", "payload": "kept", "ack": 2}')
+        hub.receive(hub.connections[client.id], b'{"type": "next", "payload": "kept", "ack": 2}')
         waiter, timer = waiting
         waiter.throw(timer)
 
@@ -237,7 +240,7 @@ def test_what_comes_after_a_client_left_is_counted_and_not_handled(kernel_test: 
     handled: list[Any] = []
     kernel_test.kernel.on("late", lambda message, *_: handled.append(message))
     client = kernel_test.connect()
-    connection = kernel_test.kernel.hub.find(client.id)
+    connection = kernel_test.kernel.hub.connections[client.id]
     kernel_test.kernel.hub.disconnect(connection, "gone")
     kernel_test.kernel.hub.receive(connection, b'{"type": "late"}')
     kernel_test.settle()
@@ -259,7 +262,7 @@ def test_a_list_of_targets_is_served_although_one_goes_away_meanwhile(kernel_tes
     # anna's outbox is crowded, so sending to her waits, and she goes away while it does
     anna.stop_reading()
     hub = kernel_test.kernel.hub
-    outbox = hub.find(anna.id).outbox
+    outbox = hub.connections[anna.id].outbox
     filler = {"type": "fill", "payload": "x" * 100_000}
     while outbox.has_room(200_000):
         kernel_test.kernel.broadcast(filler, except_ids=(ben.id, chris.id))
@@ -336,7 +339,7 @@ def test_keys_that_are_no_strings_are_refused_from_msgpack_clients(kernel_test: 
 
 def test_a_timeout_that_is_none_leaves_no_call_behind(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
-    connection = kernel_test.kernel.hub.find(client.id)
+    connection = kernel_test.kernel.hub.connections[client.id]
     with pytest.raises(TypeError):
         kernel_test.kernel.call(client.id, {"type": "x"}, timeout="5")  # type: ignore[arg-type]
     assert not connection.is_awaited
@@ -385,6 +388,32 @@ def test_a_broadcast_stalls_for_a_crowded_member(kernel_test: KernelTest, monkey
     assert ran == [0]
     assert kernel_test.kernel.stats()["counters"]["stalls"] >= 1
     others.join()
+
+
+def test_a_broadcast_stalls_once_for_full_and_crowded_members_together(
+    kernel_test: KernelTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = kernel_test.kernel
+    full, crowded = kernel_test.connect(), kernel_test.connect()
+    for client in (full, crowded):
+        client.stop_reading()
+    for client, size in ((full, 1_000_000), (crowded, 600_000)):
+        kernel.send(client.id, {"type": "fill", "payload": "x" * size}, overflow="close")
+    now = [0.0]
+    waited: list[float] = []
+
+    def wait_for_room(outbox: Outbox, timeout: float, size: int = 0) -> bool:
+        waited.append(timeout)
+        now[0] += max(0.0, timeout)
+        return False
+
+    monkeypatch.setattr(Outbox, "wait_for_room", wait_for_room)
+    monkeypatch.setattr("realtime.hub.time", SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
+    monkeypatch.setattr("realtime.outbox.time", SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic))
+    kernel.broadcast({"type": "more", "payload": "x" * 300_000})
+    assert waited[0] == kernel.limits.stall  # for the one where it did not fit
+    assert now[0] == kernel.limits.stall  # and nothing more for the other
+    assert kernel.stats()["counters"]["stalls"] == 1
 
 
 # Lifecycle ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from realtime import KiB, Limits, RealtimeKernel, Reject
 from realtime.testing import KernelTest
@@ -156,3 +157,92 @@ def test_a_generator_can_hold_a_conversation(kernel_test: KernelTest) -> None:
         assert client.receive()["payload"]["item"] == "your guess?"
         client.send({"type": "guess is", "payload": number})
     assert client.receive()["payload"] == {"ack": 1, "result": 2}
+
+
+# Cancelled ----------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_stream_is_closed_and_the_clients_next_message_is_handled(kernel_test: KernelTest) -> None:
+    closed: list[int] = []
+
+    @kernel_test.kernel.on("tail")
+    def tail(message: Any, context: Any, toolkit: Any) -> Iterator[int]:
+        number = 0
+        try:
+            while True:
+                yield (number := number + 1)
+                gevent.sleep(0)
+        finally:
+            closed.append(number)
+
+    kernel_test.kernel.on("echo", lambda message, context, toolkit: message.payload)
+    client = kernel_test.connect()
+    client.send({"type": "tail", "ack": 0})
+    client.receive_until("system:stream")
+    client.send({"type": "system:cancel", "payload": {"ack": 0}})
+    error = client.receive_until("system:error")["payload"]
+    assert (error["ack"], error["code"]) == (0, "cancelled")
+    assert len(closed) == 1
+    assert client.call("echo", "next") == "next"
+
+
+def test_a_stream_that_waits_for_its_next_item_is_cancelled_at_once(kernel_test: KernelTest) -> None:
+    never, closed = Event(), Event()
+
+    @kernel_test.kernel.on("tail")
+    def tail(message: Any, context: Any, toolkit: Any) -> Iterator[str]:
+        try:
+            yield "first"
+            never.wait()
+        finally:
+            closed.set()
+
+    client = kernel_test.connect()
+    client.send({"type": "tail", "ack": "t"})
+    client.receive_until("system:stream")
+    client.send({"type": "system:cancel", "payload": {"ack": "t"}})
+    assert client.receive_until("system:error")["payload"]["code"] == "cancelled"
+    assert closed.is_set()
+
+
+def test_a_stream_in_a_native_thread_ends_with_its_next_item(kernel_test: KernelTest) -> None:
+    numbers = iter(range(1_000_000))
+
+    def count(message: Any, context: Any, toolkit: Any) -> Iterator[int]:
+        yield from numbers
+
+    kernel_test.kernel.on("count", count, threadpool=True)
+    client = kernel_test.connect()
+    client.send({"type": "count", "ack": 1})
+    client.receive_until("system:stream")
+    client.send({"type": "system:cancel", "payload": {"ack": 1}})
+    assert client.receive_until("system:error")["payload"]["code"] == "cancelled"
+    assert next(numbers) < 1_000_000 - 1
+
+
+def test_what_still_waits_in_line_is_cancelled_before_it_began(kernel_test: KernelTest) -> None:
+    ran: list[str] = []
+    go_on = Event()
+
+    @kernel_test.kernel.on("first")
+    def first(message: Any, context: Any, toolkit: Any) -> None:
+        go_on.wait()
+
+    kernel_test.kernel.on("second", lambda message, context, toolkit: ran.append("second"))
+    client = kernel_test.connect()
+    client.send({"type": "first", "ack": 1})
+    client.send({"type": "second", "ack": 2})
+    client.send({"type": "system:cancel", "payload": {"ack": 2}})
+    assert client.receive_until("system:error")["payload"] == {"ack": 2, "code": "cancelled", "message": "cancelled"}
+    go_on.set()
+    assert client.receive_until("system:ack")["payload"]["ack"] == 1
+    assert ran == []
+
+
+@pytest.mark.parametrize("payload", [None, {}, {"ack": None}, {"ack": True}, {"ack": 1.5}, [1]])
+def test_a_cancellation_of_nothing_is_counted_a_malformed_one_refused(kernel_test: KernelTest, payload: Any) -> None:
+    client = kernel_test.connect()
+    client.send({"type": "system:cancel", "payload": {"ack": "never asked"}})
+    client.send({"type": "system:cancel", "payload": payload})
+    assert client.receive_until("system:error")["payload"]["code"] == "bad_message"
+    assert kernel_test.kernel.stats()["counters"]["late_cancellations"] == 1

@@ -18,8 +18,9 @@ ROOT = Path(realtime.__file__).parent
 # all below it; the longest one that fits counts.
 LAYERS = [
     ["errors", "codes", "config", "message", "events"],
-    ["protocols", "rooms", "presence", "routing"],
+    ["protocols", "cluster", "rooms", "room_rules", "presence", "routing", "supervision"],
     [
+        "cluster_node",
         "connection",
         "conversation",
         "dispatch",
@@ -27,13 +28,14 @@ LAYERS = [
         "hub",
         "kernel",
         "outbox",
+        "requests",
         "startup",
         "threads",
         "toolkit",
         "watchdog",
         "workers",
     ],
-    ["transports", "signaling"],
+    ["transports", "signaling", "worker_channel", "worker_pool", "worker_ports", "worker_process"],
     ["integrations", "client", "cli", "__main__", "testing"],
 ]
 WITHOUT_GEVENT = [*LAYERS[0], *LAYERS[1]]

@@ -7,14 +7,16 @@ import pytest
 from realtime.config import Limits
 from realtime.errors import Reject, UnknownClient
 from realtime.presence import PresenceStore
-
-ROOMS = {"ann": ["lobby"], "bob": ["lobby", "attic"]}
-MEMBERS = {"lobby": ["ann", "bob"], "attic": ["bob"]}
+from realtime.rooms import RoomManager
 
 
 @pytest.fixture
 def presence() -> PresenceStore:
-    store = PresenceStore(Limits(presence_listed=2), lambda id_: ROOMS.get(id_, []), lambda room: MEMBERS.get(room, []))
+    limits = Limits(presence_listed=2)
+    rooms = RoomManager(limits, lambda _: True)
+    for room, client_id in (("lobby", "ann"), ("lobby", "bob"), ("attic", "bob")):
+        rooms.join(room, client_id)
+    store = PresenceStore(limits, rooms)
     store.add("ann", {"name": "Ann"}, 1.5)
     store.add("bob", {}, 2.5)
     return store
@@ -62,7 +64,7 @@ def test_an_update_merges_and_returns_the_entry(presence: PresenceStore) -> None
 
 def test_an_update_shows_in_the_dict_that_the_context_holds() -> None:
     metadata: dict[str, object] = {}
-    presence = PresenceStore(Limits(), lambda _: [], lambda _: [])
+    presence = PresenceStore(Limits(), RoomManager(Limits(), lambda _: True))
     presence.add("ann", metadata, 0.0)
     presence.update("ann", {"mood": "fine"})
     assert metadata == {"mood": "fine"}

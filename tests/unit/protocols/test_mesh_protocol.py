@@ -17,19 +17,32 @@ from realtime.protocols.mesh import (
     WIRE_VERSION,
     Authenticated,
     ByeReceived,
-    EventReceived,
     Hello,
-    Kind,
     LinkEvent,
     LinkStarted,
     MeshProtocol,
-    PingReceived,
     Reason,
     Role,
     State,
-    event_frame,
 )
 from realtime.protocols.mesh_codec import LIFECYCLE, MESH_EVENTS
+from realtime.protocols.mesh_frames import (
+    NEWS_SIZE,
+    PING,
+    AckReceived,
+    DataReceived,
+    GapReceived,
+    Kind,
+    NewsReceived,
+    PingReceived,
+    ResumeReceived,
+    ack_frame,
+    data_header,
+    data_size,
+    gap_frame,
+    news_frame,
+    resume_frame,
+)
 
 SIZE = 100_000
 ANN = Hello("ann", "default", b"a" * 16, b"1" * 16, "127.0.0.1:9090")
@@ -39,7 +52,7 @@ NUMBERS = st.integers(-(2**63), 2**64 - 1)
 SCALARS = st.one_of(NUMBERS, st.text(), st.binary(), st.none(), st.booleans(), st.floats())
 FIELDS = st.lists(st.one_of(st.integers(0, 300), st.text(max_size=3), st.binary(max_size=40)))
 ARRAYS = st.lists(SCALARS, max_size=8).map(msgpack.packb)
-FRAMES = st.tuples(st.integers(0, 7), FIELDS).map(lambda drawn: frame(drawn[0], *drawn[1]))
+FRAMES = st.tuples(st.integers(0, 12), FIELDS).map(lambda drawn: frame(drawn[0], *drawn[1]))
 bounded = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -238,17 +251,21 @@ SAMPLES = {
     Kind.HELLO: hello_frame(),
     Kind.PROOF: frame(Kind.PROOF, b"p" * 32),
     Kind.START: frame(Kind.START),
-    Kind.PING: frame(Kind.PING, 1),
-    Kind.PONG: frame(Kind.PONG, 1),
-    Kind.EVENT: event_frame(b"body"),
+    Kind.PING: PING,
     Kind.BYE: frame(Kind.BYE, "leaving", ""),
+    Kind.RESUME: resume_frame(7, 8, 9, True),
+    Kind.DATA: data_header(1, 2, 4) + b"body",
+    Kind.ACK: ack_frame(3),
+    Kind.GAP: gap_frame(4, 5),
+    Kind.NEWS: news_frame(b"news"),
 }
+SESSION = {Kind.RESUME, Kind.DATA, Kind.ACK, Kind.GAP, Kind.NEWS}
 EXPECTED = {
     State.GREETING: {Kind.HELLO, Kind.BYE},
     State.PROVING: {Kind.PROOF, Kind.BYE},
     State.DECIDING: {Kind.BYE},
     State.WAITING: {Kind.START, Kind.BYE},
-    State.OPEN: {Kind.PING, Kind.PONG, Kind.EVENT, Kind.BYE},
+    State.OPEN: {Kind.PING, Kind.BYE, *SESSION},
 }
 
 
@@ -273,15 +290,24 @@ def test_a_closed_link_ignores_everything(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("said", "events"),
     [
-        (SAMPLES[Kind.PING], [PingReceived(1)]),
-        (SAMPLES[Kind.PONG], []),
-        (SAMPLES[Kind.EVENT], [EventReceived(b"body")]),
-        (SAMPLES[Kind.EVENT] * 2 + SAMPLES[Kind.PING], [EventReceived(b"body")] * 2 + [PingReceived(1)]),
+        (SAMPLES[Kind.PING], [PingReceived()]),
+        (frame(Kind.PING, "later"), [PingReceived()]),
+        (SAMPLES[Kind.NEWS] * 2 + SAMPLES[Kind.PING], [NewsReceived(b"news")] * 2 + [PingReceived()]),
         (SAMPLES[Kind.BYE] + SAMPLES[Kind.PING], [ByeReceived("leaving", "")]),
         (frame(Kind.BYE, "a later one", "a\nb" + "c" * 999), [ByeReceived("a later one", "a?b" + "c" * 252)]),
-        (event_frame(b"x" * SIZE), [EventReceived(b"x" * SIZE)]),
+        (news_frame(b"x" * NEWS_SIZE), [NewsReceived(b"x" * NEWS_SIZE)]),
+        (SAMPLES[Kind.RESUME], [ResumeReceived(7, 8, 9, True)]),
+        (SAMPLES[Kind.DATA] * 2, [DataReceived(1, 2, b"body")] * 2),
+        (SAMPLES[Kind.ACK], [AckReceived(3)]),
+        (SAMPLES[Kind.GAP], [GapReceived(4, 5)]),
+        (SAMPLES[Kind.NEWS] + SAMPLES[Kind.DATA], [NewsReceived(b"news"), DataReceived(1, 2, b"body")]),
+        (frame(Kind.DATA, 1, 2, 4, "later") + b"body", [DataReceived(1, 2, b"body")]),
+        (data_header(1, 2, data_size(SIZE)) + b"x" * data_size(SIZE), [DataReceived(1, 2, b"x" * data_size(SIZE))]),
     ],
-    ids=["ping", "pong", "event", "several", "bye", "long bye", "largest event"],
+    ids=[
+        *("ping", "ping of a later version", "several", "bye", "long bye", "largest news", "resume", "data", "ack"),
+        *("gap", "news", "data of a later version", "largest data"),
+    ],
 )
 def test_an_open_link_tells_what_came(said: bytes, events: list[LinkEvent]) -> None:
     assert events_of(in_state(State.OPEN), said) == events
@@ -293,16 +319,15 @@ def test_an_open_link_tells_what_came(said: bytes, events: list[LinkEvent]) -> N
 
 def test_a_reader_may_stop_between_two_events() -> None:
     subject = in_state(State.OPEN)
-    subject.receive_data(event_frame(b"one") + event_frame(b"two" * 5000))
-    assert subject.next_event() == EventReceived(b"one")
-    subject.receive_data(event_frame(b"three"))
-    assert events_of(subject) == [EventReceived(b"two" * 5000), EventReceived(b"three")]
+    subject.receive_data(news_frame(b"one") + news_frame(b"two" * 5000))
+    assert subject.next_event() == NewsReceived(b"one")
+    subject.receive_data(news_frame(b"three"))
+    assert events_of(subject) == [NewsReceived(b"two" * 5000), NewsReceived(b"three")]
 
 
 def test_what_one_side_says_the_other_understands() -> None:
     left, right = opened()
-    assert events_of(right, left.ping(7)) == [PingReceived(7)]
-    assert events_of(left, right.pong(7)) == []
+    assert events_of(right, PING) == [PingReceived()]
     assert events_of(left, right.bye(Reason.SLOW, "why")) == [ByeReceived("slow", "why")]
     assert (left.state, right.state) == (State.CLOSED, State.CLOSED)
 
@@ -342,7 +367,9 @@ def test_garbage_is_refused_at_once(said: bytes) -> None:
 @pytest.mark.parametrize("length", [0, -1, SIZE + 1, 1 << 30, (1 << 64) - 1, True, 1.5, "9", None])
 def test_a_wild_length_is_refused_before_any_of_it_is_read(length: object) -> None:
     with pytest.raises(MeshError):
-        events_of(in_state(State.OPEN), frame(Kind.EVENT, length))
+        events_of(in_state(State.OPEN), frame(Kind.NEWS, NEWS_SIZE + 1 if length == SIZE + 1 else length))
+    with pytest.raises(MeshError):
+        events_of(in_state(State.OPEN), frame(Kind.DATA, 1, 0, data_size(SIZE) + 1 if length == SIZE + 1 else length))
 
 
 @pytest.mark.parametrize("state", [State.GREETING, State.OPEN])

@@ -1,0 +1,197 @@
+"""The seam between a kernel and the other nodes of its cluster: all that rooms, presence and delivery know of them.
+
+A :class:`Cluster` is what the mesh implements, or an existing engine in its place. It is told what happens to
+this node's clients, carries messages to those of other nodes, and knows who is there. A :class:`ClusterNode` is
+this node as the cluster sees it. Every node is the only authority on its own clients; what is known of others may
+lag behind by a moment. ``realtime.testing.ClusterConformance`` proves an implementation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+from realtime.errors import ConfigurationError, unknown_client
+from realtime.message import Outbound
+
+__all__ = ["Alone", "Cluster", "ClusterNode", "is_local"]
+
+Entry = dict[str, Any]
+"""A client as presence shows it: ``{"id", "metadata", "rooms", "connected_at"}``."""
+
+
+class ClusterNode(Protocol):
+    """This node, for its cluster to use. Called in the kernel's thread."""
+
+    def deliver_to_room(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
+        """Deliver to this node's members of a room, or to all its clients; return to how many. May switch."""
+
+    def deliver_to_client(self, client_id: str, message: Outbound) -> bool:
+        """Deliver to one client of this node without waiting; False if it has gone."""
+
+    def perform(self, client_id: str, operation: str, arguments: Mapping[str, Any]) -> Any:
+        """Do what another node asks for a client of this one; return the result. Switches greenlets.
+
+        :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
+        """
+
+    def own_clients(self) -> Iterable[tuple[Entry, str]]:
+        """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
+
+
+class Cluster(ABC):
+    """What joins nodes. Where no other node is, everything here does nothing, quickly.
+
+    None of these switches greenlets unless it says so.
+    """
+
+    # Told: of this node's own clients -----------------------------------------------------------------
+
+    @abstractmethod
+    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+        """A client connected to this node. ``codec`` names what it speaks: ``"json"`` or ``"msgpack"``."""
+
+    @abstractmethod
+    def client_went(self, client_id: str) -> None:
+        """A client of this node is gone, and out of all its rooms."""
+
+    @abstractmethod
+    def room_joined(self, room: str, client_id: str) -> None:
+        """A client of this node is in a room now."""
+
+    @abstractmethod
+    def room_left(self, room: str, client_id: str) -> None:
+        """A client of this node left a room."""
+
+    @abstractmethod
+    def metadata_replaced(self, client_id: str, metadata: Mapping[str, Any]) -> None:
+        """A client of this node shows other metadata now."""
+
+    # Asked: to reach clients of other nodes -------------------------------------------------------------
+
+    @abstractmethod
+    def publish(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
+        """Send to the members of a room, or to all clients, on other nodes; return to how many as far as known.
+
+        :raises MessageTooBig: larger than nodes take.
+        """
+
+    @abstractmethod
+    def publish_confirmed(
+        self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
+    ) -> int:
+        """As ``publish``; parks until every node it went to has delivered it, and returns to how many clients.
+
+        :raises NotConfirmed: not all of them said so within ``timeout`` seconds; names those that did not.
+        """
+
+    @abstractmethod
+    def send(self, client_id: str, message: Outbound) -> bool:
+        """Send to one client of another node; False if no other node has it. May park, as ``Toolkit.send`` does."""
+
+    @abstractmethod
+    def ask(self, client_id: str, operation: str, arguments: Mapping[str, Any], timeout: float) -> Any:
+        """Have the node of a client do something for it and return the result: parks this greenlet.
+
+        :raises UnknownClient: no other node has the client.
+        :raises TimedOut: no answer within ``timeout`` seconds.
+        :raises RealtimeError: what the operation raised there.
+        """
+
+    # Asked: who is on other nodes -----------------------------------------------------------------------
+
+    @abstractmethod
+    def members(self, room: str) -> Collection[str]:
+        """Return the members of a room on other nodes, each node's in the order they joined."""
+
+    @abstractmethod
+    def is_member(self, room: str, client_id: str) -> bool:
+        """Tell whether a client of another node is in a room."""
+
+    @abstractmethod
+    def rooms(self) -> Mapping[str, int]:
+        """Return the rooms of other nodes with their number of members there."""
+
+    @abstractmethod
+    def clients(self) -> Collection[str]:
+        """Return the ids of all clients of other nodes."""
+
+    @abstractmethod
+    def has(self, client_id: str) -> bool:
+        """Tell whether another node has this client."""
+
+    @abstractmethod
+    def entry(self, client_id: str) -> Entry | None:
+        """Return a copy of the entry of a client of another node; None if there is none."""
+
+
+class Alone(Cluster):
+    """The cluster of a kernel without one: there are no other nodes."""
+
+    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+        """Nobody to tell."""
+
+    def client_went(self, client_id: str) -> None:
+        """Nobody to tell."""
+
+    def room_joined(self, room: str, client_id: str) -> None:
+        """Nobody to tell."""
+
+    def room_left(self, room: str, client_id: str) -> None:
+        """Nobody to tell."""
+
+    def metadata_replaced(self, client_id: str, metadata: Mapping[str, Any]) -> None:
+        """Nobody to tell."""
+
+    def publish(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
+        """Nobody is elsewhere."""
+        return 0
+
+    def publish_confirmed(
+        self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
+    ) -> int:
+        """Nobody is elsewhere, so everybody has confirmed."""
+        return 0
+
+    def send(self, client_id: str, message: Outbound) -> bool:
+        """Nobody is elsewhere."""
+        return False
+
+    def ask(self, client_id: str, operation: str, arguments: Mapping[str, Any], timeout: float) -> Any:
+        """Nobody is elsewhere."""
+        raise unknown_client(client_id)
+
+    def members(self, room: str) -> Collection[str]:
+        """Nobody is elsewhere."""
+        return ()
+
+    def is_member(self, room: str, client_id: str) -> bool:
+        """Nobody is elsewhere."""
+        return False
+
+    def rooms(self) -> Mapping[str, int]:
+        """No rooms are elsewhere."""
+        return {}
+
+    def clients(self) -> Collection[str]:
+        """Nobody is elsewhere."""
+        return ()
+
+    def has(self, client_id: str) -> bool:
+        """Nobody is elsewhere."""
+        return False
+
+    def entry(self, client_id: str) -> Entry | None:
+        """Nobody is elsewhere."""
+        return None
+
+
+def is_local(scope: str) -> bool:
+    """Tell whether ``scope`` is ``"local"``, this node alone, and not ``"cluster"``.
+
+    :raises ConfigurationError: it is neither.
+    """
+    if scope not in ("cluster", "local"):
+        raise ConfigurationError(f"scope={scope!r}: must be 'cluster' or 'local'")
+    return scope == "local"

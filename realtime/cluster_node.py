@@ -1,0 +1,129 @@
+"""This node as its cluster sees it: what other nodes send to and ask of the clients here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from realtime import conversation
+from realtime.cluster import ClusterNode, Entry
+from realtime.connection import Connection
+from realtime.errors import BadMessage, MessageTooBig, unknown_client
+from realtime.hub import Hub
+from realtime.message import Outbound
+from realtime.outbox import Outbox
+
+__all__ = ["LocalNode"]
+
+log = logging.getLogger("realtime")
+
+MOST_STALLS = 20  # for one member that makes no progress: 0.1 s with the default Limits.stall
+
+
+class _Patience:
+    """Which slow members may hold up what comes from other nodes: those that read at least a little.
+
+    All rooms of a link share its order, so who reads nothing would slow down everybody behind it. It is left to
+    its outbox, which drops its messages or cuts it off.
+    """
+
+    def __init__(self) -> None:
+        self._stalls: dict[Outbox, tuple[int, int]] = {}  # progress at the time, and stalls since
+
+    def waits_for(self, outbox: Outbox) -> bool:
+        """Tell whether to stall once more for a crowded outbox."""
+        progress, stalls = self._stalls.get(outbox, (-1, 0))
+        if progress != outbox.progress:
+            if progress < 0:
+                self._forget_closed()
+            stalls = 0
+        if stalls >= MOST_STALLS:
+            return False
+        self._stalls[outbox] = outbox.progress, stalls + 1
+        return True
+
+    def _forget_closed(self) -> None:
+        for outbox in [outbox for outbox in self._stalls if outbox.closed]:
+            del self._stalls[outbox]
+
+
+class LocalNode(ClusterNode):
+    """The hub's clients, for a cluster to use."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._patience = _Patience()
+        self._operations: dict[str, Callable[[Connection, Mapping[str, Any]], Any]] = {
+            "call": self._call,
+            "disconnect": self._disconnect,
+            "drain": self._drain,
+            "join": self._join,
+            "leave": self._leave,
+        }
+
+    def deliver_to_room(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
+        """Deliver to this node's members of a room, or to all its clients; return to how many.
+
+        Switches where members are crowded, ``Limits.stall`` at most, so that the pushing back reaches the sender;
+        for one that makes no progress ``MOST_STALLS`` times.
+        """
+        hub = self._hub
+        members = hub.connections if room is None else hub.rooms.each_member(room)
+        try:
+            return hub.deliver_to(members, message, except_ids, waits_for=self._patience.waits_for)
+        except (BadMessage, MessageTooBig) as error:
+            self._undeliverable(error)
+            return 0
+
+    def deliver_to_client(self, client_id: str, message: Outbound) -> bool:
+        """Deliver to one client without waiting; False if it has gone."""
+        connection = self._hub.connections.get(client_id)
+        if connection is None:
+            self._hub.counters["relayed_to_gone"] += 1
+            return False
+        try:
+            self._hub.put(connection, message)
+        except (BadMessage, MessageTooBig) as error:
+            self._undeliverable(error)
+        return True
+
+    def _undeliverable(self, error: Exception) -> None:
+        """Another node's limits or codecs let through what ours do not."""
+        self._hub.counters["relayed_undeliverable"] += 1
+        log.warning("a message of another node cannot be delivered here: %s", error)
+
+    def own_clients(self) -> Iterable[tuple[Entry, str]]:
+        """Return this node's clients, each with the name of its codec."""
+        connections = self._hub.connections
+        return [(entry, connections[entry["id"]].wire.codec.name) for entry in self._hub.presence.own()]
+
+    def perform(self, client_id: str, operation: str, arguments: Mapping[str, Any]) -> Any:
+        """Do what another node asks for a client of this one. Switches greenlets.
+
+        :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
+        :raises BadMessage: an operation of a later version, or arguments it cannot have.
+        """
+        function = self._operations.get(operation)
+        if function is None:
+            raise BadMessage(f"no operation {operation!r}; there are {', '.join(self._operations)}")
+        connection = self._hub.connections.get(client_id)
+        if connection is None:
+            raise unknown_client(client_id)
+        return function(connection, arguments)
+
+    def _call(self, connection: Connection, arguments: Mapping[str, Any]) -> Any:
+        return conversation.call(self._hub, connection, arguments["message"], arguments["timeout"])
+
+    def _disconnect(self, connection: Connection, arguments: Mapping[str, Any]) -> None:
+        connection.end(arguments["code"], arguments["reason"])
+
+    def _drain(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
+        """Wait until the client's outbox is no longer crowded: a sender elsewhere parks meanwhile."""
+        return connection.outbox.wait_for_room(self._hub.limits.park_timeout)
+
+    def _join(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
+        return self._hub.rooms.join(arguments["room"], connection.id)
+
+    def _leave(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
+        return self._hub.rooms.leave(arguments["room"], connection.id)

@@ -1,0 +1,294 @@
+"""What one node tells the others of its clients, and what it sends to theirs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from random import Random
+from typing import Any, NamedTuple
+
+from realtime.config import KiB, MeshOptions
+from realtime.errors import MessageTooBig
+from realtime.protocols.mesh_actions import Action, CallLost, ConfirmFailed
+from realtime.protocols.mesh_bodies import (
+    Answer,
+    Call,
+    Came,
+    Delivered,
+    Delta,
+    Event,
+    Joined,
+    Left,
+    Operation,
+    Replaced,
+    ToClient,
+    ToRoom,
+    Went,
+    encode,
+    pack_metadata,
+)
+from realtime.protocols.mesh_filters import Routes
+from realtime.protocols.mesh_peers import Peer, Peers
+from realtime.protocols.mesh_pending import MOST_PENDING, Pending
+from realtime.protocols.mesh_replica import Replicas
+from realtime.protocols.mesh_state import NodeState
+
+__all__ = ["Outgoing", "Published"]
+
+_OPERATIONS = 1024  # of one delta, whose client states may be METADATA_SIZE each at worst
+_DELTA = 256 * KiB  # bytes of metadata in one delta
+_NOBODY: Collection[str] = ()
+
+
+class Published(NamedTuple):
+    """Where a message went: to which nodes, and for how many of their clients as far as known."""
+
+    nodes: list[str]
+    clients: int
+
+
+class Outgoing:
+    """The half of a MeshCore that speaks. Changes of one turn go out together, before anything sent after them."""
+
+    def __init__(self, options: MeshOptions, routes: Routes | None, random: Random, now: float) -> None:
+        self.counters: Counter[str] = Counter()
+        self.due = now
+        """When ``tick`` must be called next."""
+        self._options = options
+        self._actions: list[Action] = []
+        self._pending = Pending()
+        self._own = NodeState()
+        self._operations: list[Operation] = []  # made and not told yet
+        self._routes = routes or Routes()
+        self._peers = Peers(options, random, self._own, self._pending, self._actions, self.counters)
+        self._replicas = Replicas(self._actions, self.counters)
+        self._index = self._replicas.index
+
+    def _sooner(self, due: float) -> None:
+        """Something is due then."""
+        if due < self.due:
+            self.due = due
+
+    # Clients of this node -------------------------------------------------------------------------------
+
+    def client_came(self, client: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+        """A client connected to this node.
+
+        :raises StateError: it is here already.
+        :raises BadMessage, MessageTooBig: metadata that cannot be told to others.
+        """
+        self._change(Came(client, pack_metadata(metadata), float(connected_at), codec))
+
+    def client_went(self, client: str) -> None:
+        """A client is gone, and out of its rooms. Raises StateError if it was not here."""
+        self._change(Went(client))
+
+    def room_joined(self, room: str, client: str) -> None:
+        """A client joined a room. Raises StateError if it is in it, or not here."""
+        self._change(Joined(room, client))
+
+    def room_left(self, room: str, client: str) -> None:
+        """A client left a room. Raises StateError if it was not in it."""
+        self._change(Left(room, client))
+
+    def metadata_replaced(self, client: str, metadata: Mapping[str, Any]) -> None:
+        """A client shows other metadata. Raises as ``client_came``."""
+        self._change(Replaced(client, pack_metadata(metadata)))
+
+    def _change(self, operation: Operation) -> None:
+        self._own.apply(operation)
+        self._operations.append(operation)
+
+    def _flush_changes(self) -> None:
+        """Tell the others what changed here."""
+        operations = self._operations
+        if not operations:
+            return
+        self._operations = []
+        version = self._own.version - len(operations)
+        start = size = 0
+        for end, operation in enumerate(operations, 1):
+            size += len(operation.metadata) if isinstance(operation, (Came, Replaced)) else 0
+            if end == len(operations) or end - start >= _OPERATIONS or size >= _DELTA:
+                self._peers.send_to(_is_current, Delta(version + start, operations[start:end]))
+                start, size = end, 0
+        self.counters["changes"] += len(operations)
+
+    # To clients of other nodes ---------------------------------------------------------------------------
+
+    def codecs(self, room: str | None) -> set[str]:
+        """Return the codecs in which a message for a room, or for everybody, is needed."""
+        return self._index.codecs_in(room)
+
+    def codecs_of(self, node: str) -> tuple[str, ...]:
+        """Return the codecs in which a node's clients want their messages."""
+        return self._index.codecs(node)
+
+    def publish(
+        self,
+        room: str | None,
+        name: str,
+        bodies: Mapping[str, bytes],
+        except_ids: Collection[str] = _NOBODY,
+        *,
+        overflow: str = "close",
+        key: str | None = None,
+        confirm: int | None = None,
+        deadline: float = 0.0,
+    ) -> Published:
+        """Send a message to the members of a room on other nodes, or to all their clients.
+
+        It crosses the link to each node that has one of them once, in the codecs that are in use there.
+
+        :param name: the event's, for the route filters.
+        :param bodies: the encoded message by codec.
+        :param confirm: a token: each node in the result answers with Confirmed or ConfirmFailed by ``deadline``.
+        :raises MessageTooBig: one of the bodies is larger than ``MeshOptions.message_size``.
+        """
+        index = self._index
+        targets: Mapping[str, Any] = index.populated() if room is None else index.nodes_in(room)
+        if not targets:
+            return Published([], 0)
+        if self._operations:
+            self._flush_changes()
+        packed: dict[tuple[str, ...], bytes | None] = {}
+        nodes: list[str] = []
+        clients = 0
+        for node, members in targets.items():
+            count = self._count(node, members, except_ids) if except_ids or room is None else len(members)
+            if count <= 0:
+                continue
+            if not self._routes.open and not self._routes.allow(node, name, room):
+                self.counters["filtered"] += 1
+                continue
+            codecs = index.codecs(node)
+            if codecs in packed:
+                body = packed[codecs]
+            else:
+                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm)
+            if body is None:
+                self.counters["not_encoded"] += 1
+                continue
+            sequence = self._peers.send(self._peers.known[node], body)
+            if confirm is not None:
+                self._await_confirmation(confirm, node, sequence, deadline)
+            nodes.append(node)
+            clients += count
+        self.counters["published"] += len(nodes)
+        return Published(nodes, clients)
+
+    def _await_confirmation(self, token: int, node: str, sequence: int, deadline: float) -> None:
+        if len(self._pending) >= MOST_PENDING and token not in self._pending:
+            self._actions.append(ConfirmFailed(token, node, "busy"))
+            return
+        self._pending.add(token, node, sequence, deadline, is_call=False)
+        self._sooner(deadline)
+
+    def _count(self, node: str, members: Any, except_ids: Collection[str]) -> int:
+        """Return how many of a node's members, or clients, are not excepted."""
+        if type(members) is int:
+            return members - sum(self._index.home(client) == node for client in except_ids)
+        return len(members) - sum(client in members for client in except_ids)
+
+    def _pack(
+        self,
+        room: str | None,
+        codecs: tuple[str, ...],
+        bodies: Mapping[str, bytes],
+        except_ids: Collection[str],
+        overflow: str,
+        key: str | None,
+        confirm: int | None,
+    ) -> bytes | None:
+        """Return the body of a frame with the message in these codecs; None if it was encoded in none."""
+        chosen = {codec: bodies[codec] for codec in codecs if codec in bodies}
+        if not chosen:
+            return None
+        self._check_size(chosen)
+        elsewhere = [client for client in except_ids if client not in self._own.clients]
+        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm))  # type: ignore[arg-type]
+
+    def _check_size(self, bodies: Mapping[str, bytes]) -> None:
+        most = self._options.message_size
+        for body in bodies.values():
+            if len(body) > most:
+                raise MessageTooBig(f"a message of {len(body)} bytes; nodes take {most} (MeshOptions.message_size)")
+
+    def send(
+        self, client: str, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None
+    ) -> bool:
+        """Send to one client of another node; False if none has it.
+
+        :raises MessageTooBig: see ``publish``.
+        """
+        peer = self._peer_of(client)
+        if peer is None:
+            return False
+        self._check_size(bodies)
+        self._flush_changes()
+        self._peers.send(peer, encode(ToClient(client, dict(bodies), overflow, key)))  # type: ignore[arg-type]
+        return True
+
+    def _peer_of(self, client: str) -> Peer | None:
+        node = self._index.home(client)
+        return self._peers.known[node] if node is not None else None
+
+    def call(self, token: int, client: str, body: bytes, *, timeout: float, now: float) -> bool:
+        """Ask the node of a client something; False if none has it. CallAnswered or CallLost follows.
+
+        :param token: a number that is not in use.
+        :raises MessageTooBig: see ``publish``.
+        """
+        peer = self._peer_of(client)
+        if peer is None:
+            return False
+        self._check_size({"": body})
+        if len(self._pending) >= MOST_PENDING:
+            self._actions.append(CallLost(token, "busy"))
+            return True
+        self._flush_changes()
+        sequence = self._peers.send(peer, encode(Call(token, client, body, timeout)))
+        self._pending.add(token, peer.id, sequence, now + timeout, is_call=True)
+        self._sooner(now + timeout)
+        return True
+
+    def forget(self, token: int) -> None:
+        """Nobody waits for what this token stands for any more."""
+        self._pending.forget(token)
+
+    def answer(self, origin: str, token: int, ok: bool, body: bytes) -> None:
+        """Say what became of a RunCall. Raises MessageTooBig."""
+        self._check_size({"": body})
+        self._reply(origin, Answer(token, ok, body))
+
+    def delivered(self, origin: str, token: int, count: int) -> None:
+        """Say that a DeliverToRoom with ``confirm`` is done."""
+        self._reply(origin, Delivered(token, count))
+
+    def _reply(self, node: str, message: Answer | Delivered) -> None:
+        peer = self._peers.known.get(node)
+        if peer is None or not peer.joined:
+            self.counters["replies_to_nobody"] += 1
+            return
+        self._flush_changes()
+        self._peers.send(peer, encode(message))
+
+    def mesh_event(self, node: str | None, body: bytes) -> int:
+        """Send an event to one node, or to all; return to how many. Raises MessageTooBig."""
+        self._check_size({"": body})
+        self._flush_changes()
+        targets = [
+            peer
+            for peer in self._peers.known.values()
+            if peer.joined and (node is None or node == peer.id)
+        ]
+        if targets:
+            packed = encode(Event(body))
+            for peer in targets:
+                self._peers.send(peer, packed)
+        return len(targets)
+
+
+def _is_current(peer: Peer) -> bool:
+    """Whether a delta is of use to a node: it has a snapshot, or one is on its way."""
+    return peer.joined and not peer.stale

@@ -1,0 +1,112 @@
+"""What clients may ask of rooms and presence by themselves: ``system:join``, ``system:leave``, ``system:presence``.
+
+These three are handled like any message: in line with the client's others, through middleware, and seen by
+``"*"`` handlers. What they do is refused until the application allows it:
+
+* ``kernel.rooms.configure("chat:*", join=True)``: clients may join rooms of such names;
+* ``kernel.presence.configure(update=True)``: clients may change what presence shows of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from realtime.codes import ErrorCode
+from realtime.config import Limits
+from realtime.connection import Context
+from realtime.errors import Reject
+from realtime.message import JSON, Message
+from realtime.presence import PresenceStore
+from realtime.rooms import RoomManager
+from realtime.toolkit import Toolkit
+
+__all__ = ["ClientRequests"]
+
+
+class ClientRequests:
+    """The handlers of the three messages."""
+
+    def __init__(self, rooms: RoomManager, presence: PresenceStore, limits: Limits) -> None:
+        self._rooms = rooms
+        self._presence = presence
+        self._limits = limits
+        self.handlers = {
+            "system:join": self.join,
+            "system:leave": self.leave,
+            "system:presence": self.presence,
+        }
+
+    def join(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """Put the client into a room that a rule opens to it; return who is there.
+
+        The ack's result is ``{"room", "id", "members": [{"id", "metadata"}], "total"}``, the client itself among
+        the members. Switches where the application's rule waits.
+
+        :raises Reject: ``forbidden``, or ``bad_room``; and as ``RoomTools.join``.
+        """
+        room = _named_room(message)
+        self._rooms.check_name(room)
+        rule = self._rooms.rules.rule_for(room)
+        if rule is None or rule.join is False:
+            raise Reject(
+                f"clients may not join {room!r} by themselves: the server allows it with "
+                "kernel.rooms.configure(pattern, join=True)",
+                code=ErrorCode.FORBIDDEN,
+            )
+        if rule.join is not True and not rule.join(context, room):
+            raise Reject(f"you may not join {room!r}", code=ErrorCode.FORBIDDEN)
+        toolkit.rooms.join(room)
+        return {"room": room, "id": context.id, **self._members(room)}
+
+    def leave(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """Take the client out of a room, however it came there; result ``{"room", "left": bool}``.
+
+        :raises Reject: ``forbidden`` where a rule says so, or ``bad_room``.
+        """
+        room = _named_room(message)
+        rule = self._rooms.rules.rule_for(room)
+        if rule is not None and not rule.leave:
+            raise Reject(f"clients may not leave {room!r} by themselves", code=ErrorCode.FORBIDDEN)
+        return {"room": room, "left": toolkit.rooms.leave(room)}
+
+    def presence(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """List a room that the client is in, or merge ``payload["metadata"]`` into its own presence.
+
+        The ack's result is ``{"members": [{"id", "metadata"}], "total"}``, or the client's ``{"id", "metadata"}``.
+
+        :raises Reject: ``forbidden``, ``bad_room``, or ``bad_message``.
+        """
+        if isinstance(message.payload, dict) and "metadata" in message.payload:
+            return self._update(message.payload["metadata"], context, toolkit)
+        room = _named_room(message)
+        if room not in context.rooms:
+            raise Reject(f"you are not in {room!r}: join it first", code=ErrorCode.FORBIDDEN)
+        return self._members(room)
+
+    def _members(self, room: str) -> dict[str, Any]:
+        entries = self._presence.list(room)
+        return {"members": [_shown(entry) for entry in entries], "total": entries.total}
+
+    def _update(self, metadata: Any, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        rule = self._presence.update_rule
+        if rule is False or (rule is not True and not rule(context, metadata)):
+            raise Reject("clients may not change this in their presence", code=ErrorCode.FORBIDDEN)
+        if isinstance(metadata, dict):
+            size, bound = len(JSON.encode({**context.metadata, **metadata})), self._limits.presence_metadata
+            if size > bound:
+                text = f"presence metadata may take {bound} bytes as JSON, got {size}"
+                raise Reject(text, code=ErrorCode.BAD_MESSAGE)
+        return _shown(toolkit.presence.update(metadata))
+
+
+def _named_room(message: Message) -> str:
+    if message.room is None:
+        raise Reject(
+            f'{message.type} needs a room: {{"type": "{message.type}", "room": "lobby"}}', code=ErrorCode.BAD_ROOM
+        )
+    return message.room
+
+
+def _shown(entry: dict[str, Any]) -> dict[str, Any]:
+    """What clients may see of one another: not the rooms somebody else is in."""
+    return {"id": entry["id"], "metadata": entry["metadata"]}

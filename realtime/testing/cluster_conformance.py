@@ -1,0 +1,329 @@
+"""What everything that joins nodes must do, as tests: subclass ``ClusterConformance`` and run it with pytest.
+
+The suite knows only kernels and in-process clients, so that it proves the mesh and any engine that takes its place.
+It imports no test framework: its methods are plain functions named ``test_*`` that assert.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+
+from realtime.connection import Context
+from realtime.errors import CallFailed, ConnectionClosed, TimedOut, UnknownClient
+from realtime.kernel import RealtimeKernel
+from realtime.message import Message
+from realtime.testing.peers import wait_until
+from realtime.toolkit import Toolkit
+from realtime.transports.base import Transport
+from realtime.transports.memory import MemoryTransport
+from realtime.transports.memory_client import MemoryClient
+
+__all__ = ["ClusterConformance", "ClusterNodeUnderTest"]
+
+
+class ClusterNodeUnderTest:
+    """One node: a kernel with a cluster and in-process clients."""
+
+    def __init__(self, joining: Transport, **options: Any) -> None:
+        self.clients = MemoryTransport()
+        self.joining = joining
+        self.kernel = RealtimeKernel([self.clients, joining], log_level="warning", **options)
+        self._register()
+
+    def connect(self, **options: Any) -> MemoryClient:
+        """Connect a client to this node."""
+        return self.clients.connect(**options)
+
+    def _register(self) -> None:
+        kernel = self.kernel
+
+        @kernel.on("join")
+        def join(message: Message, context: Context, toolkit: Toolkit) -> None:
+            toolkit.rooms.join(message.room or "")
+
+        @kernel.on("say")
+        def say(message: Message, context: Context, toolkit: Toolkit) -> int:
+            return toolkit.rooms.broadcast({"type": "said", "payload": message.payload}, message.room, except_self=True)
+
+        @kernel.on("ask")
+        def ask(message: Message, context: Context, toolkit: Toolkit) -> Any:
+            assert isinstance(message.target, str)
+            return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=5)
+
+
+class ClusterConformance:
+    """Subclass it in a test module, as ``class TestMine(ClusterConformance)``, and run pytest."""
+
+    @abstractmethod
+    def make_nodes(self, count: int) -> Sequence[Transport]:
+        """Return so many transports that will find each other once their kernels run, in this order."""
+
+    @abstractmethod
+    def vanish(self, joining: Transport) -> None:
+        """Have a node vanish from the cluster without a word, as when its machine dies."""
+
+    @contextmanager
+    def cluster(self, count: int = 2) -> Iterator[list[ClusterNodeUnderTest]]:
+        """Run nodes that know of each other for the length of a ``with`` block, then take them down."""
+        nodes = [ClusterNodeUnderTest(joining) for joining in self.make_nodes(count)]
+        started: list[ClusterNodeUnderTest] = []
+        try:
+            for node in nodes:
+                node.kernel.start()
+                started.append(node)
+            probes = [node.connect() for node in nodes]
+            for node in nodes:  # each sees every other's client: they know each other
+                wait_until(lambda node=node: len(node.kernel.presence.list()) == count)  # type: ignore[misc]
+            for probe in probes:
+                probe.close()
+            for node in nodes:
+                wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
+            yield nodes
+        finally:
+            for node in started:
+                node.kernel.stop(5)
+
+    # Rooms -----------------------------------------------------------------------------------------------
+
+    def test_a_broadcast_reaches_members_on_every_node_once(self) -> None:
+        with self.cluster(3) as nodes:
+            members = [node.connect() for node in nodes]
+            outsider = nodes[1].connect()
+            self._join(nodes, "tea", *zip(nodes, members, strict=True))
+            assert members[0].call("say", "hello", room="tea") == 2
+            for member in members[1:]:
+                message = member.receive()
+                assert (message["type"], message["payload"], message["room"]) == ("said", "hello", "tea")
+            for client in (*members, outsider):
+                assert client.call("say", room="nobody is here") == 0  # and nothing came before this answer
+
+    def test_messages_of_one_sender_arrive_in_order(self) -> None:
+        with self.cluster() as nodes:
+            sender, receiver = nodes[0].connect(), nodes[1].connect()
+            self._join(nodes, "tea", (nodes[0], sender), (nodes[1], receiver))
+            for number in range(500):
+                sender.send({"type": "say", "room": "tea", "payload": number})
+            assert [receiver.receive()["payload"] for _ in range(500)] == list(range(500))
+
+    def test_excepted_clients_are_left_out_wherever_they_are(self) -> None:
+        with self.cluster() as nodes:
+            here, there, third = nodes[0].connect(), nodes[1].connect(), nodes[1].connect()
+            self._join(nodes, "tea", (nodes[0], here), (nodes[1], there), (nodes[1], third))
+            count = nodes[0].kernel.broadcast({"type": "news"}, "tea", except_ids=[here.id, there.id])
+            assert count == 1
+            assert third.receive()["type"] == "news"
+            nodes[1].kernel.send(there.id, {"type": "after"})
+            assert there.receive()["type"] == "after"
+
+    def test_a_broadcast_to_all_reaches_every_client(self) -> None:
+        with self.cluster() as nodes:
+            clients = [node.connect() for node in nodes]
+            self._know(nodes, 2)
+            assert nodes[1].kernel.broadcast({"type": "news"}) == 2
+            for client in clients:
+                assert client.receive()["type"] == "news"
+
+    def test_a_filter_sees_clients_of_other_nodes(self) -> None:
+        with self.cluster() as nodes:
+            sender = nodes[0].connect()
+            wanted, other = nodes[1].connect(metadata={"team": "red"}), nodes[1].connect()
+            self._know(nodes, 3)
+
+            @nodes[0].kernel.on("rally")
+            def rally(message: Message, context: Context, toolkit: Toolkit) -> int:
+                return toolkit.broadcast({"type": "rally"}, lambda one: one.metadata.get("team") == "red")
+
+            assert sender.call("rally") == 1
+            assert wanted.receive()["type"] == "rally"
+            nodes[1].kernel.send(other.id, {"type": "after"})
+            assert other.receive()["type"] == "after"
+
+    def test_members_and_rooms_are_those_of_the_cluster_or_of_this_node(self) -> None:
+        with self.cluster() as nodes:
+            here, there = nodes[0].connect(), nodes[1].connect()
+            self._join(nodes, "tea", (nodes[0], here), (nodes[1], there))
+            rooms = nodes[0].kernel.rooms
+            assert rooms.members("tea") == [here.id, there.id]
+            assert rooms.members("tea", scope="local") == [here.id]
+            assert rooms.list() == {"tea": 2}
+            assert rooms.list(scope="local") == {"tea": 1}
+
+    def test_a_client_of_another_node_is_put_into_a_room_and_taken_out(self) -> None:
+        with self.cluster() as nodes:
+            there = nodes[1].connect()
+            self._know(nodes, 1)
+            rooms = nodes[0].kernel.rooms
+            assert rooms.join("tea", there.id) is True
+            assert nodes[1].kernel.rooms.members("tea", scope="local") == [there.id]
+            wait_until(lambda: rooms.members("tea") == [there.id])
+            assert rooms.join("tea", there.id) is False
+            assert rooms.leave("tea", there.id) is True
+            wait_until(lambda: rooms.members("tea") == [])
+            assert rooms.leave("tea", there.id) is False
+
+    # One client ------------------------------------------------------------------------------------------
+
+    def test_a_message_reaches_one_client_wherever_it_is(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            self._know(nodes, 3)
+            for number, client in enumerate(clients):
+                nodes[0].kernel.send(client.id, {"type": "note", "payload": number})
+                assert client.receive()["payload"] == number
+            for unknown in ("nobody", ""):
+                try:
+                    nodes[0].kernel.send(unknown, {"type": "note"})
+                except UnknownClient:
+                    continue
+                raise AssertionError("sent to a client that is not there")
+
+    def test_a_call_returns_the_answer_of_a_client_elsewhere(self) -> None:
+        with self.cluster() as nodes:
+            asker, asked = nodes[0].connect(), nodes[1].connect()
+            self._know(nodes, 2)
+            waiting = gevent.spawn(asker.call, "ask", {"deep": [1, "two"]}, target=asked.id)
+            question = asked.receive()
+            assert (question["type"], question["payload"]) == ("question", {"deep": [1, "two"]})
+            asked.answer(question, {"yes": True})
+            assert waiting.get(timeout=5) == {"yes": True}
+
+    def test_a_call_that_is_refused_or_never_answered_says_so(self) -> None:
+        with self.cluster() as nodes:
+            asked = nodes[1].connect()
+            self._know(nodes, 1)
+            kernel = nodes[0].kernel
+            waiting = gevent.spawn(self._outcome, kernel.call, asked.id, {"type": "question"}, timeout=5)
+            asked.refuse(asked.receive(), "no", code="busy")
+            failure = waiting.get(timeout=5)
+            assert isinstance(failure, CallFailed), failure
+            assert (failure.code, failure.message) == ("busy", "no")
+            assert isinstance(self._outcome(kernel.call, asked.id, {"type": "question"}, timeout=0.05), TimedOut)
+            assert isinstance(self._outcome(kernel.call, "nobody", {"type": "question"}), UnknownClient)
+
+    def test_a_call_ends_when_the_client_elsewhere_goes(self) -> None:
+        with self.cluster() as nodes:
+            asked = nodes[1].connect()
+            self._know(nodes, 1)
+            waiting = gevent.spawn(self._outcome, nodes[0].kernel.call, asked.id, {"type": "question"}, timeout=5)
+            asked.receive()
+            asked.kill()
+            assert isinstance(waiting.get(timeout=5), (ConnectionClosed, UnknownClient))
+
+    def test_a_client_elsewhere_can_be_disconnected(self) -> None:
+        with self.cluster() as nodes:
+            there = nodes[1].connect()
+            self._know(nodes, 1)
+            nodes[0].kernel.disconnect(there.id, 4503, reason="not you")
+            assert there.wait_closed() == 4503
+            assert there.close_reason == "not you"
+
+    # Presence --------------------------------------------------------------------------------------------
+
+    def test_presence_is_the_same_on_every_node(self) -> None:
+        with self.cluster() as nodes:
+            there = nodes[1].connect(metadata={"name": "Ada"})
+            self._join(nodes, "tea", (nodes[1], there))
+            presence = nodes[0].kernel.presence
+            assert presence.get(there.id) == nodes[1].kernel.presence.get(there.id)
+            assert [entry["id"] for entry in presence.list("tea")] == [there.id]
+            assert presence.list(scope="local") == []
+            nodes[1].kernel.presence.update(there.id, {"mood": "fine"})
+            wait_until(lambda: (presence.get(there.id) or {})["metadata"] == {"name": "Ada", "mood": "fine"})
+            there.close()
+            wait_until(lambda: presence.get(there.id) is None)
+            assert presence.list().total == 0
+            assert nodes[0].kernel.rooms.list() == {}
+
+    def test_entries_of_other_nodes_are_copies(self) -> None:
+        with self.cluster() as nodes:
+            there = nodes[1].connect(metadata={"name": "Ada"})
+            self._know(nodes, 1)
+            presence = nodes[0].kernel.presence
+            entry = presence.get(there.id)
+            assert entry is not None
+            entry["metadata"]["name"] = "changed"
+            entry["rooms"].append("changed")
+            again = presence.get(there.id)
+            assert again is not None
+            assert (again["metadata"], again["rooms"]) == ({"name": "Ada"}, [])
+
+    def test_clients_of_a_node_that_stops_are_gone_at_once(self) -> None:
+        with self.cluster() as nodes:
+            there = nodes[1].connect()
+            self._join(nodes, "tea", (nodes[1], there))
+            nodes[1].kernel.stop(1)
+            wait_until(lambda: nodes[0].kernel.presence.list().total == 0)
+            assert nodes[0].kernel.rooms.members("tea") == []
+            assert nodes[0].kernel.broadcast({"type": "news"}, "tea") == 0
+
+    def test_clients_of_a_node_that_vanishes_are_gone_in_time(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            self._join(nodes, "tea", *zip(nodes, clients, strict=True))
+            self.vanish(nodes[2].joining)
+            for node in nodes[:2]:
+                wait_until(lambda node=node: node.kernel.presence.get(clients[2].id) is None, 30)  # type: ignore[misc]
+                assert node.kernel.rooms.members("tea") == [
+                    client.id for client in (clients[:2] if node is nodes[0] else clients[1::-1])
+                ]
+            assert nodes[0].kernel.broadcast({"type": "news"}, "tea") == 2
+
+    # Codecs, sizes, confirmation --------------------------------------------------------------------------
+
+    def test_clients_of_both_codecs_get_the_same(self) -> None:
+        with self.cluster() as nodes:
+            packed_here, text_there, packed_there = (
+                nodes[0].connect(codec="msgpack"), nodes[1].connect(), nodes[1].connect(codec="msgpack"),
+            )  # fmt: skip
+            everybody = ((nodes[0], packed_here), (nodes[1], text_there), (nodes[1], packed_there))
+            self._join(nodes, "tea", *everybody)
+            payload = {"number": 2**63, "text": "ümläut \U0001f600", "nested": [None, True, 1.5]}
+            assert nodes[0].kernel.broadcast({"type": "news", "payload": payload}, "tea") == 3
+            for _, client in everybody:
+                assert client.receive()["payload"] == payload
+
+    def test_a_large_message_crosses_whole(self) -> None:
+        with self.cluster() as nodes:
+            sender, receiver = nodes[0].connect(), nodes[1].connect()
+            self._join(nodes, "tea", (nodes[0], sender), (nodes[1], receiver))
+            text = "x" * 900_000
+            sender.send({"type": "say", "room": "tea", "payload": text})
+            assert receiver.receive()["payload"] == text
+
+    def test_a_confirmed_broadcast_has_been_delivered_when_it_returns(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            self._join(nodes, "tea", *zip(nodes, clients, strict=True))
+            assert nodes[0].kernel.broadcast({"type": "news"}, "tea", confirm=True, timeout=5) == 3
+            assert nodes[0].kernel.broadcast({"type": "news"}, "nobody is here", confirm=True, timeout=5) == 0
+
+    # Helpers ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what a function returns, or what it raises."""
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            return error
+
+    @staticmethod
+    def _know(nodes: Sequence[ClusterNodeUnderTest], count: int) -> None:
+        """Wait until every node sees so many clients."""
+        for node in nodes:
+            wait_until(lambda node=node: node.kernel.presence.list().total == count)  # type: ignore[misc]
+
+    @staticmethod
+    def _join(
+        nodes: Sequence[ClusterNodeUnderTest], room: str, *members: tuple[ClusterNodeUnderTest, MemoryClient]
+    ) -> None:
+        """Put clients into a room, and wait until every node knows."""
+        for _, client in members:
+            client.call("join", room=room)
+        for node in nodes:
+            wait_until(lambda node=node: len(node.kernel.rooms.members(room)) == len(members))  # type: ignore[misc]

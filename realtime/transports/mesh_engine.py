@@ -1,0 +1,259 @@
+"""Runs a node's core: feeds it what links and clients do, carries out its actions, and keeps its clock."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event
+
+from realtime.cluster import ClusterNode
+from realtime.errors import BadMessage, MessageTooBig
+from realtime.message import Outbound
+from realtime.outbox import Outbox
+from realtime.protocols.mesh import Hello
+from realtime.protocols.mesh_actions import (
+    Action,
+    CallAnswered,
+    CallLost,
+    Confirmed,
+    ConfirmFailed,
+    DeliverToClient,
+    DeliverToRoom,
+    Dial,
+    EndLink,
+    RunCall,
+    SendFrame,
+)
+from realtime.protocols.mesh_calls import pack_failure, pack_result, unpack_question
+from realtime.protocols.mesh_core import MeshCore
+from realtime.protocols.mesh_frames import SessionEvent
+from realtime.transports.mesh_links import Links, LinkUser
+
+__all__ = ["Engine", "News"]
+
+log = logging.getLogger("realtime.mesh")
+
+STOPPING = 1.0  # seconds for the clock's greenlet to end
+
+
+class News(Protocol):
+    """Who hears what the core has to tell. Neither may wait."""
+
+    def resolved(self, action: CallAnswered | CallLost | Confirmed | ConfirmFailed) -> None:
+        """Something that was asked has an end."""
+
+    def happened(self, action: Action) -> None:
+        """A node or a client of one came, changed or went, or a node sent an event."""
+
+
+class Engine(LinkUser):
+    """One core at work. ``act`` after every input; nothing but ``settle`` switches greenlets.
+
+    :param run: runs a job in a greenlet of its own.
+    """
+
+    def __init__(
+        self, core: MeshCore, node: ClusterNode, news: News, run: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self.core = core
+        self.links: Links
+        self._node = node
+        self._news = news
+        self._run_job = run
+        self._acting = False
+        self._inbound: dict[str, deque[Action]] = {}
+        self._settling: set[str] = set()
+        self._scheduled = False
+        self._written: dict[Outbox, None] = {}  # outboxes that got frames in this act
+        self._bursts = 0  # acts with frames in this turn of the loop
+        self._calm = True  # the last such turn had one
+        self._wake = Event()
+        self._wakes_at = 0.0
+        self._clock: gevent.Greenlet[[], None] | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            SendFrame: self._send_frame,
+            Dial: lambda action: self.links.dial(action.address),
+            EndLink: self._end_link,
+            DeliverToRoom: self._queue,
+            DeliverToClient: self._queue,
+            RunCall: self._queue,
+            CallAnswered: news.resolved,
+            CallLost: news.resolved,
+            Confirmed: news.resolved,
+            ConfirmFailed: news.resolved,
+        }
+
+    # Lifecycle -----------------------------------------------------------------------------------------
+
+    def start(self, links: Links) -> None:
+        """Begin."""
+        self.links = links
+        self._clock = gevent.spawn(self._keep_time)
+
+    def leave(self) -> None:
+        """Tell the others that this node stops."""
+        self.core.leave(monotonic())
+        self.act()
+
+    def stop(self) -> None:
+        """End the clock. Switches greenlets."""
+        clock, self._clock = self._clock, None
+        if clock is not None:
+            clock.kill(timeout=STOPPING)
+
+    def _keep_time(self) -> None:
+        """Call the core when something is due."""
+        while True:
+            self._wake.clear()
+            self.core.tick(monotonic())
+            self.act()
+            self._wakes_at = self.core.due
+            wait = self._wakes_at - monotonic()
+            if wait > 0:
+                self._wake.wait(wait)
+            else:
+                gevent.sleep(0)  # whatever is due, others run in between
+
+    # Actions -------------------------------------------------------------------------------------------
+
+    def act_soon(self) -> None:
+        """Carry out, once before the loop next waits, what several small changes lead to."""
+        if not self._scheduled:
+            self._scheduled = True
+            gevent.get_hub().loop.run_callback(self._act_once)
+
+    def _act_once(self) -> None:
+        self._scheduled = False
+        self.act()
+
+    def act(self) -> None:
+        """Carry out the core's actions in order; what these lead to comes after them. Never switches."""
+        if self._acting:
+            return  # further up the stack it goes on
+        self._acting = True
+        try:
+            while actions := self.core.take_actions():
+                for action in actions:
+                    try:
+                        self._handlers.get(type(action), self._news.happened)(action)
+                    except Exception:
+                        log.exception("%s failed", type(action).__name__)
+        finally:
+            self._acting = False
+        if self._written:
+            self._write()
+        if self.core.due < self._wakes_at:
+            self._wakes_at = self.core.due
+            self._wake.set()
+
+    def _send_frame(self, action: SendFrame) -> None:
+        link = self.links.get(action.node)
+        if link is not None:
+            link.outbox.put(action.data)
+            self._written[link.outbox] = None
+
+    def _write(self) -> None:
+        """Write frames at once where turns bring one lot of them, so that other nodes deliver while we do.
+
+        Else they wait for the end of the turn, behind what our own clients get. Where a turn brings several lots
+        that is right: one write takes them all, and the other side reads them together.
+        """
+        outboxes, self._written = self._written, {}
+        self._bursts += 1
+        if self._bursts == 1:
+            gevent.get_hub().loop.run_callback(self._turn_over)
+            if self._calm:
+                for outbox in outboxes:
+                    outbox.flush()
+
+    def _turn_over(self) -> None:
+        self._calm = self._bursts == 1
+        self._bursts = 0
+
+    def _end_link(self, action: EndLink) -> None:
+        link = self.links.get(action.node)
+        if link is not None:
+            link.part(action.reason, action.details)
+
+    def _queue(self, action: DeliverToRoom | DeliverToClient | RunCall) -> None:
+        self._inbound.setdefault(action.origin, deque()).append(action)
+
+    # Links ---------------------------------------------------------------------------------------------
+
+    def silence(self, node: str) -> float | None:
+        """Return the seconds since a linked node was heard; None if there is no link to it."""
+        return self.core.silence(node, monotonic())
+
+    def link_started(self, hello: Hello, dialled: str | None) -> None:
+        """There is a link to a node."""
+        self.core.link_started(hello, monotonic(), dialled=dialled)
+        self.act()
+
+    def link_ended(self, node: str, reason: str) -> None:
+        """There is none any more."""
+        self.core.link_ended(node, reason, monotonic())
+        self.act()
+
+    def dial_ended(self, address: str, reason: str, node: str | None) -> None:
+        """A dial led to no link."""
+        self.core.dial_ended(address, reason, monotonic(), node=node)
+        self.act()
+
+    def received(self, node: str, event: SessionEvent) -> None:
+        """A frame came; what follows is carried out once all that was read has been told. Raises MeshError."""
+        self.core.received(node, event, monotonic())
+
+    def alive(self, node: str) -> None:
+        """There was a sign of life."""
+        self.core.alive(node, monotonic())
+
+    def settle(self, node: str) -> None:
+        """Carry out what came from a node, its messages for our clients in order. Switches greenlets."""
+        self.act()
+        inbound = self._inbound.get(node)
+        if not inbound or node in self._settling:
+            return
+        self._settling.add(node)
+        try:
+            while inbound:
+                self._deliver(inbound.popleft())
+        finally:
+            self._settling.discard(node)
+            if not inbound:
+                self._inbound.pop(node, None)
+        self.act()
+
+    def _deliver(self, action: Action) -> None:
+        try:
+            if isinstance(action, DeliverToRoom):
+                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key)
+                count = self._node.deliver_to_room(action.room, message, action.except_ids)
+                if action.confirm is not None:
+                    self.core.delivered(action.origin, action.confirm, count)
+            elif isinstance(action, DeliverToClient):
+                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key)
+                self._node.deliver_to_client(action.client, message)
+            elif isinstance(action, RunCall):
+                self._run_job(partial(self._run_call, action))
+        except BadMessage as error:
+            self.core.counters["refused_bad_message"] += 1
+            log.warning("a node sent what cannot be delivered: %s", error)
+
+    def _run_call(self, action: RunCall) -> None:
+        """In a greenlet of its own: do what a node asks for a client of ours, and answer. Switches greenlets."""
+        try:
+            operation, arguments = unpack_question(action.body)
+            body, ok = pack_result(self._node.perform(action.client, operation, arguments)), True
+        except Exception as error:
+            body, ok = pack_failure(error), False
+        try:
+            self.core.answer(action.origin, action.token, ok, body)
+        except MessageTooBig as error:
+            self.core.answer(action.origin, action.token, False, pack_failure(error))
+        self.act()
