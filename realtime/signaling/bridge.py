@@ -1,28 +1,38 @@
-"""The signaling bridge: offers, answers and ICE candidates find their way from one client to another."""
+"""The signaling bridge: what peers need to find each other and to connect, through the kernel."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+
+import gevent
 
 from realtime.config import KiB
 from realtime.connection import Context
-from realtime.errors import ConfigurationError, ConnectionClosed, MessageTooBig, Reject, UnknownClient
+from realtime.errors import ConfigurationError, ConnectionClosed, Reject, UnknownClient
 from realtime.events import is_reserved
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.routing import check_function
+from realtime.signaling.call_rooms import CallRooms
+from realtime.signaling.calls import Calls
+from realtime.signaling.expiry import Expiry
+from realtime.signaling.negotiations import Held, Negotiations
+from realtime.signaling.participants import Participants
+from realtime.signaling.relay import ECHOED, Relay
 from realtime.signaling.signals import (
     KINDS,
+    NEGOTIATION_LENGTH,
+    REASONS,
     Reason,
-    Signal,
     SignalBounds,
     destination_of,
-    read_signal,
     refusal,
 )
+from realtime.signaling.turn import IceServers
 from realtime.toolkit import Toolkit
 
 __all__ = ["WebRTCSignalingBridge"]
@@ -32,36 +42,108 @@ log = logging.getLogger("realtime.signaling")
 Authorize = Callable[[Context, str], bool]
 
 NAMESPACE_LENGTH = 64
-ECHOED = 255  # characters of a target or room that an error repeats
-_namespaces: WeakKeyDictionary[RealtimeKernel, set[str]] = WeakKeyDictionary()  # taken, by kernel
+MOST_GONE = 10_000  # clients that have gone that a bridge remembers, and places that it keeps
+HELD_BY_SENDER = 4  # times max_held: what may wait of one sender in all
+EXPIRED_AT_ONCE = 256  # candidates told of as expired before others get their turn
 
 
 class WebRTCSignalingBridge:
-    """Routes ``webrtc:offer``, ``webrtc:answer``, ``webrtc:candidate`` and ``webrtc:bye`` between clients.
+    """A signaling server: calls to enter and leave, and signals from one client in them to another.
 
     ::
 
-        {"type": "webrtc:offer", "payload": {"target": id, "description": {"type": "offer", "sdp": "v=0..."}}}
+        WebRTCSignalingBridge(ice_servers=[{"urls": "stun:stun.example.org"}]).attach(kernel)
 
-    A signal goes to its ``target``, or else to the other members of its ``room``; both may also stand beside
-    the payload. With both it goes to the target, who must be in the room too. It arrives under the same type
-    with the documented keys of the payload (``target, room, description, candidate, metadata``; others are
-    ignored) and ``from``, the sender's id, which no client can forge. ``offer`` and ``answer`` are synonyms
-    of ``description``.
+    Below, ``webrtc`` stands for the bridge's ``namespace``, and ``key?`` for one that may be missing. Target and room
+    of a message may also stand beside its payload. A message with an ``ack`` is answered by ``system:ack``, or by a
+    ``system:error`` whose code is the reason in lower case.
 
-    With an ``ack`` a signal is answered ``{"delivered": n}``, the number of clients it went to. One that is
-    refused goes to nobody, and its sender gets ``webrtc:error`` with ``{"reason", "message", "event"}`` and
-    the signal's ``target``, ``room`` and ``ack``; if it had an ack, that is answered too, by a
-    ``system:error`` whose code is the reason in lower case. Reasons: see
-    :class:`realtime.signaling.signals.Reason`; joining a room may also end in ``BAD_ROOM`` and
-    ``TOO_MANY_ROOMS``, and a ``Reject`` raised by ``authorize`` in its own code in upper case. Any other
-    exception of ``authorize`` is the server's fault: ``internal_error``.
+    **Calls.** A page enters a call with ``webrtc:join`` and needs nothing else. It sends:
+
+    * ``webrtc:join`` with ``{room, metadata?, resume?}``. The answer is ``webrtc:peers``, which is the ack's result
+      as well. Joining again answers again.
+    * ``webrtc:peers`` with ``{room}``. The same answer, with fresh TURN credentials: for an ICE restart.
+    * ``webrtc:leave`` with ``{room}``. The ack's result is ``{"left": bool}``.
+
+    The server sends:
+
+    * ``webrtc:peers`` with ``{room, id, peers: [{id, polite, metadata?, replaces?, formerly?}], ice_servers, resume,
+      resumed}``: the receiver's own id, the others in the call in the order they came, what ``RTCPeerConnection``
+      takes as ``iceServers``, and a token to come back with. It comes before any other client hears of the joiner.
+    * ``webrtc:peer-joined`` with ``{room, id, polite, metadata?, replaces?, formerly?}``: somebody else has come, or
+      come back under a new id; ``formerly`` are the ids it had before.
+    * ``webrtc:bye`` with ``{room, from, reason, code?, returns_within?}``: somebody has gone. The reason is
+      ``"left"``; or ``"closed"`` by the client, ``"lost"``, or ``"disconnected"`` by the server, with the close code.
+      With ``returns_within``, seconds, it may come back: see below.
+
+    ``polite`` says what the receiver is towards that peer when both offer at once (the W3C's perfect negotiation): it
+    is polite iff its own id is the smaller string. So one of each pair is, and both agree, on any node, at any time.
+
+    The call in ``lobby`` is the kernel's room ``webrtc:lobby``: ``kernel.rooms.members("webrtc:lobby")`` tells who is
+    in it. To be in a call is not to be in the application's room ``lobby``. Clients enter the rooms of calls by joining
+    the call, and by nothing else, whatever ``kernel.rooms.configure`` says. An application may take somebody out with
+    ``kernel.rooms.leave``; telling the others is then its own business.
+
+    **Coming back.** When a connection ends in a way that a client may come back from
+    (``realtime.codes.may_reconnect``), its place is kept for ``keep_place`` seconds. A ``join`` in that time, to the
+    same node, by an equal ``context.identity``, with the token of the last ``webrtc:peers``, takes the place:
+    ``resumed`` is true, the others get ``peer-joined`` with ``replaces``, and signals for the old id reach the new
+    one. It works once, and also while the old connection still seems alive, which is then closed with 4500. With any
+    other token it is a plain join. A place that is kept does not count for ``max_participants``, so that nobody is
+    shut out by the ghost of its own lost page.
+
+    **Signals.** ``webrtc:offer``, ``webrtc:answer``, ``webrtc:candidate`` and ``webrtc:bye`` go to their ``target``,
+    or else to the others in their ``room``::
+
+        {"type": "webrtc:offer", "payload": {"target": id, "room": "lobby", "negotiation": "1",
+                                             "description": {"type": "offer", "sdp": "v=0..."}}}
+
+    ``room`` is the call if the sender is in it, else the kernel's room, if the sender is in that. With target and room
+    the target must be in the room too. A signal arrives under the same type with the documented keys of its payload
+    (``target, room, negotiation, description, candidate, metadata``; others are ignored) and ``from``, the sender's
+    id, which no client can forge. ``offer`` and ``answer`` are synonyms of ``description``. The ack's result is
+    ``{"delivered": n, "held"?: n}``, numbers of clients.
+
+    **Negotiations.** ``negotiation`` is a text of 1 to 64 characters that the offerer makes up for each offer, and that
+    the answer and both sides' candidates repeat. It keeps late messages of an earlier negotiation out:
+
+    * An answer to an offer that is not the latest is ``EXPIRED``. Offers may cross; either may be answered.
+    * A candidate passes if its sender has sent the target the description of its negotiation; without
+      ``negotiation``, any description.
+    * A candidate of a negotiation that another has replaced is ``EXPIRED``.
+    * Any other is held until the description has passed, and then follows it. After ``hold`` seconds it is
+      ``EXPIRED``, and the error repeats its ack. So are candidates for a client that has just gone, until it is back.
+
+    **Errors.** What is refused goes to nobody, and its sender gets ``webrtc:error`` with ``{reason, message, event,
+    target?, room?, negotiation?, ack?}``. Reasons: see :class:`realtime.signaling.signals.Reason`; a ``Reject``
+    raised by ``authorize`` comes with its own code in upper case. Any other exception of ``authorize`` is the
+    server's fault: ``internal_error``.
+
+    **Memory.** For each client there are its metadata in each of its calls (``Limits.rooms_per_client`` at most);
+    records of the last ``max_pairs`` clients, and as many rooms, that it described something to, about 500 bytes
+    each; and four times ``max_held`` candidates. Of clients that have gone 10,000 at most are remembered, for
+    ``keep_place`` seconds at most. With the last client goes the last record. ``kernel.stats()["services"]`` counts
+    all of it, and everything forwarded, held and refused.
 
     :param namespace: what stands before the colon; bridges of different namespaces do not meet.
-    :param auto_join_rooms: put a client into the room that its signal names; without, it must be a member.
-    :param authorize: ``authorize(context, target_or_room)`` returns whether this client may signal there;
+    :param auto_join_rooms: put a client into the kernel's room that its signal names; without, it must be a member.
+        Joining a call then joins the kernel's room of that name as well, and leaving it leaves that. Where
+        ``kernel.rooms.configure`` has a rule for the room, that decides; rooms without one are open to everybody.
+    :param authorize: ``authorize(context, target_or_room)`` returns whether this client may signal there, or join;
         asked for the room (before anyone is put into it) and for the target. May wait: only this client does.
     :param require_shared_room: a target must be in a room with the sender.
+    :param ice_servers: STUN and TURN servers, as pages give them to ``RTCPeerConnection``; sent with the peers.
+    :param turn_secret: shared with the TURN servers (coturn: ``use-auth-secret``): each client gets credentials of
+        its own for the ``turn:`` and ``turns:`` entries that have none. Renewed by ``webrtc:peers``.
+    :param turn_ttl: seconds such credentials are good for. Less limits what a stolen one is worth; a call that
+        outlives them needs fresh ones only for its next ICE restart.
+    :param max_participants: clients in one call; the next join is refused with ``ROOM_FULL``. A mesh of peers
+        gets heavy long before.
+    :param keep_place: seconds that the place of a client which lost its connection is kept.
+    :param hold: seconds that a candidate waits for its description or its receiver.
+    :param max_held: candidates that wait from one client for one other.
+    :param max_pairs: clients that one client negotiates with at a time: past it the oldest is forgotten, and a
+        candidate for it is held as if nothing had been described.
     :param max_sdp: bytes of a session description.
     :param max_candidate: bytes of a candidate.
     :param max_metadata: bytes of ``metadata`` as JSON.
@@ -75,6 +157,14 @@ class WebRTCSignalingBridge:
         auto_join_rooms: bool = False,
         authorize: Authorize | None = None,
         require_shared_room: bool = False,
+        ice_servers: Sequence[Mapping[str, Any]] | None = None,
+        turn_secret: str | None = None,
+        turn_ttl: float = 3600.0,
+        max_participants: int = 100,
+        keep_place: float = 30.0,
+        hold: float = 5.0,
+        max_held: int = 64,
+        max_pairs: int = 512,
         max_sdp: int = 64 * KiB,
         max_candidate: int = 4 * KiB,
         max_metadata: int = 4 * KiB,
@@ -82,108 +172,195 @@ class WebRTCSignalingBridge:
         _check_namespace(namespace)
         if authorize is not None:
             check_function(authorize, 2, "authorize", "(context, target_or_room)")
+        _check_numbers(int, max_participants=max_participants, max_held=max_held, max_pairs=max_pairs)
+        _check_numbers(float, keep_place=keep_place, hold=hold)
         self.namespace = namespace
         self._auto_join_rooms = auto_join_rooms
         self._authorize = authorize
         self._require_shared_room = require_shared_room
+        self._ice_servers = IceServers(ice_servers if ice_servers is not None else (), turn_secret, turn_ttl)
+        self._max_participants = max_participants
+        self._keep_place = keep_place
+        self._hold = hold
+        self._max_held = max_held
+        self._max_pairs = max_pairs
         self._bounds = SignalBounds(sdp=max_sdp, candidate=max_candidate, metadata=max_metadata)
-        self._kinds = {f"{namespace}:{kind}": kind for kind in KINDS}
-        self._attached = False
+        self._counters: Counter[str] = Counter()
+        self._kernel: RealtimeKernel | None = None
 
     def attach(self, kernel: RealtimeKernel) -> WebRTCSignalingBridge:
         """Serve this kernel's clients from now on; return the bridge.
 
-        :raises ConfigurationError: not a kernel, a bridge that is attached already, or a namespace that
-            another bridge has on this kernel.
+        :raises ConfigurationError: not a kernel, a bridge that is attached already, a namespace that another bridge
+            has on this kernel, or one in whose rooms clients are already.
         """
         if not isinstance(kernel, RealtimeKernel):
             raise ConfigurationError(f"attach({kernel!r}): must be a RealtimeKernel")
-        if self._attached:
+        if self._kernel is not None:
             raise ConfigurationError(f"the bridge for {self.namespace!r} is attached already: make another")
-        taken = _namespaces.setdefault(kernel, set())
-        if self.namespace in taken:
-            raise ConfigurationError(f"namespace={self.namespace!r}: the kernel has a bridge for it already")
-        taken.add(self.namespace)
-        self._attached = True
-        for event in self._kinds:
-            kernel.on(event, self._handle)
+        rooms = CallRooms(kernel, self.namespace, self._counters)
+        self._kernel = kernel
+        self._build(kernel, rooms)
+        for kind in KINDS:
+            kernel.on(rooms.event(kind), self._signal)
+        for kind, handler in self._requests.items():
+            kernel.on(rooms.event(kind), handler)
+        kernel.hub.on_gone.append(self._calls.gone)  # at once, whatever the client's handlers are doing
+        kernel.add_service(self)
         return self
 
-    def _handle(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, int] | None:
-        """Handle one signal. Switches where ``authorize`` waits, and while a receiver's outbox is crowded."""
+    def _build(self, kernel: RealtimeKernel, rooms: CallRooms) -> None:
+        """Make the parts that serve this kernel."""
+        self._rooms = rooms
+        self._kinds = {rooms.event(kind): kind for kind in KINDS}
+        self._expiry = Expiry(self._expire)
+        self._participants = Participants(keep=self._keep_place, most=MOST_GONE)
+        self._negotiations = Negotiations(
+            is_member=rooms.contains,
+            max_pairs=self._max_pairs,
+            max_held=self._max_held,
+            max_held_by_sender=HELD_BY_SENDER * self._max_held,
+            hold=self._hold,
+            most_gone=MOST_GONE,
+        )
+        shared = (kernel, rooms, self._participants, self._negotiations, self._expiry)
+        self._relay = Relay(
+            *shared,
+            ask=self._ask if self._authorize is not None else None,
+            auto_join_rooms=self._auto_join_rooms,
+            require_shared_room=self._require_shared_room,
+            bounds=self._bounds,
+        )
+        self._calls = Calls(
+            *shared,
+            ask=self._ask,
+            ice_servers=self._ice_servers,
+            auto_join_rooms=self._auto_join_rooms,
+            max_participants=self._max_participants,
+            keep_place=self._keep_place,
+            hold=self._hold,
+            bounds=self._bounds,
+        )
+        self._requests = {
+            "join": self._answering(self._calls.join),
+            "peers": self._answering(self._calls.peers),
+            "leave": self._answering(self._calls.leave),
+        }
+
+    # The kernel's service ------------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Begin to let things expire. Called by the kernel."""
+        self._expiry.start()
+
+    def on_stop(self) -> None:
+        """Forget everybody. Called by the kernel. Switches."""
+        self._expiry.stop()
+        self._calls.clear()
+        self._participants.clear()
+        self._negotiations.clear()
+
+    def stats(self) -> dict[str, Any]:
+        """Return named numbers: what is remembered, and a counter for everything forwarded, held and refused."""
+        return {
+            "type": type(self).__name__,
+            "namespace": self.namespace,
+            "calls": len(self._participants.calls()),
+            "participants": len(self._participants),
+            "places": self._participants.places,
+            **self._negotiations.counts(),
+            "counters": {
+                **self._counters,
+                "dropped_held": self._counters["dropped_held"] + self._negotiations.dropped_held,
+                "forgotten_pairs": self._negotiations.forgotten_pairs,
+                "places_given_up_early": self._participants.given_up_early,
+            },
+        }
+
+    def _expire(self, now: float) -> float | None:
+        """Do away with what is due; return when the next thing is. In the bridge's greenlet; switches."""
+        self._calls.expire(now)
+        expired = self._negotiations.expire(now, EXPIRED_AT_ONCE)
+        for held in expired:
+            self._tell_expired(held)
+        if len(expired) == EXPIRED_AT_ONCE:
+            gevent.sleep(0)
+        ends = (self._participants.next_end(), self._negotiations.next_end())
+        return min((end for end in ends if end is not None), default=None)
+
+    def _tell_expired(self, held: Held) -> None:
+        self._counters["expired"] += 1
+        payload = held.message["payload"]
+        echoed = {name: payload[name] for name in ("target", "room", "negotiation") if name in payload}
+        reason = refusal(Reason.EXPIRED, f"the candidate waited {self._hold:g} s in vain")
+        told = self._error(reason, held.message["type"], echoed, held.ack)
+        assert self._kernel is not None
         try:
-            signal = read_signal(self._kinds[message.type], message, self._bounds)
-            if signal.room is not None:
-                self._check_room(signal.room, context, toolkit)
-            if signal.target is not None:
-                self._check_target(signal.target, signal.room, context, toolkit)
-            return {"delivered": self._forward(signal, message.type, context, toolkit)}
+            # droppable, so that this greenlet never parks for a client that does not read
+            self._kernel.send(held.sender, told, overflow="drop_oldest")
+        except (UnknownClient, ConnectionClosed):
+            pass
+
+    # Messages ------------------------------------------------------------------------------------------
+
+    def _signal(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, int] | None:
+        """Handle one signal. Switches as ``Relay.route``."""
+        try:
+            return self._relay.route(self._kinds[message.type], message, context)
         except Reject as refused:
-            log.debug("%s from %s refused: %s", message.type, context.id, refused.message)
-            self._tell_refused(refused, message, toolkit)
-            if message.ack is not None:
-                raise
+            self._refuse(refused, message, context, toolkit)
             return None
 
-    def _check_room(self, room: str, context: Context, toolkit: Toolkit) -> None:
-        """Raise Reject unless the sender may signal into ``room``; with ``auto_join_rooms`` it joins.
+    def _answering(
+        self, request: Callable[[Message, Context, Toolkit], dict[str, Any]]
+    ) -> Callable[[Message, Context, Toolkit], dict[str, Any] | None]:
+        """Return a handler for what is asked of a call."""
 
-        ``context.rooms`` still knows the rooms of a client that said bye and closed before its turn came.
-        """
-        outside = refusal(Reason.NOT_IN_ROOM, f"you are not in the room {room[:ECHOED]!r}: join it first")
-        if not self._auto_join_rooms and room not in context.rooms:
-            raise outside
-        self._ask(room, context)
-        if self._auto_join_rooms:
-            toolkit.rooms.join(room)
-        if room not in context.rooms:  # left, or was put out, while authorize() waited
-            raise outside
+        def handle(message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any] | None:
+            try:
+                return request(message, context, toolkit)
+            except Reject as refused:
+                self._refuse(refused, message, context, toolkit)
+                return None
 
-    def _check_target(self, target: str, room: str | None, context: Context, toolkit: Toolkit) -> None:
-        """Raise Reject unless ``target`` is there and the sender may signal to it."""
-        entry = toolkit.presence.get(target)
-        if entry is None:
-            raise _unknown(target)
-        if room is not None and room not in entry["rooms"]:
-            raise refusal(Reason.UNKNOWN_TARGET, f"client {target!r} is not in the room {room[:ECHOED]!r}")
-        if self._require_shared_room and set(entry["rooms"]).isdisjoint(context.rooms):
-            raise refusal(Reason.FORBIDDEN, f"you share no room with client {target!r}")
-        self._ask(target, context)
+        return handle
 
     def _ask(self, target_or_room: str, context: Context) -> None:
+        """Raise Reject unless the application lets this client go there. Switches where ``authorize`` waits."""
         if self._authorize is not None and not self._authorize(context, target_or_room):
             raise refusal(Reason.FORBIDDEN, f"you may not signal to {target_or_room[:ECHOED]!r}")
 
-    def _forward(self, signal: Signal, event: str, context: Context, toolkit: Toolkit) -> int:
-        """Send a signal on; return to how many clients. Raises Reject."""
-        outgoing: dict[str, Any] = {"type": event, "payload": signal.payload(context.id), "room": signal.room}
-        try:
-            if signal.target is None:
-                return toolkit.rooms.broadcast(outgoing, signal.room, except_self=True)
-            toolkit.send(signal.target, outgoing)
-        except (UnknownClient, ConnectionClosed):
-            raise _unknown(signal.target) from None
-        except MessageTooBig as error:
-            raise refusal(Reason.TOO_LARGE, error.message) from None
-        return 1
+    def _refuse(self, refused: Reject, message: Message, context: Context, toolkit: Toolkit) -> None:
+        """Tell the sender, and raise again where an ack is to be answered.
 
-    def _tell_refused(self, refused: Reject, message: Message, toolkit: Toolkit) -> None:
-        """Send ``<namespace>:error`` to the sender; raise ConnectionClosed if that has gone meanwhile."""
+        :raises ConnectionClosed: the sender has gone.
+        """
+        log.debug("%s from %s refused: %s", message.type, context.id, refused.message)
+        known = refused.code.upper() in REASONS
+        self._counters[f"refused_{refused.code}" if known else "refused_by_application"] += 1
+        echoed = {
+            name: value
+            for name, value in zip(("target", "room"), destination_of(message), strict=True)
+            if isinstance(value, str) and len(value) <= ECHOED
+        }
+        negotiation = message.payload.get("negotiation") if isinstance(message.payload, dict) else None
+        if isinstance(negotiation, str) and len(negotiation) <= NEGOTIATION_LENGTH:
+            echoed["negotiation"] = negotiation
+        toolkit.reply(self._error(refused, message.type, echoed, message.ack))
+        if message.ack is not None:
+            raise refused
+
+    def _error(self, refused: Reject, event: str, echoed: dict[str, str], ack: str | int | None) -> dict[str, Any]:
+        """Return a ``webrtc:error`` message."""
         payload: dict[str, Any] = {
             "reason": refused.code.upper(),
             "message": refused.message,
-            "event": message.type,
+            "event": event,
+            **echoed,
         }
-        for name, value in zip(("target", "room"), destination_of(message), strict=True):
-            if isinstance(value, str) and len(value) <= ECHOED:
-                payload[name] = value
-        if message.ack is not None:
-            payload["ack"] = message.ack
-        toolkit.reply({"type": f"{self.namespace}:error", "payload": payload})
-
-
-def _unknown(target: str | None) -> Reject:
-    return refusal(Reason.UNKNOWN_TARGET, f"no client {target!r} is connected")
+        if ack is not None:
+            payload["ack"] = ack
+        return {"type": self._rooms.event("error"), "payload": payload}
 
 
 def _check_namespace(namespace: object) -> None:
@@ -194,3 +371,12 @@ def _check_namespace(namespace: object) -> None:
         raise ConfigurationError(f"namespace={namespace!r}: must not contain a colon or brackets")
     if is_reserved(f"{namespace}:"):
         raise ConfigurationError(f"namespace={namespace!r}: belongs to the server, choose another")
+
+
+def _check_numbers(kind: type, **options: Any) -> None:
+    """Raise ConfigurationError unless every option is a number above 0, whole if ``kind`` is int."""
+    for name, value in options.items():
+        fits = type(value) is int or (kind is float and type(value) is float and math.isfinite(value))
+        if not fits or value <= 0:
+            what = "a whole number above 0" if kind is int else "seconds, above 0"
+            raise ConfigurationError(f"{name}={value!r}: must be {what}")

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from realtime.errors import ConfigurationError, Reject
 from realtime.message import Message
-from realtime.signaling.signals import KINDS, NAME_LENGTH, Signal, SignalBounds, destination_of, read_signal
+from realtime.signaling.signals import (
+    KINDS,
+    NAME_LENGTH,
+    REQUESTS,
+    CallRequest,
+    Signal,
+    SignalBounds,
+    destination_of,
+    read_request,
+    read_signal,
+)
 
 BOUNDS = SignalBounds()
 SDP = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
@@ -25,7 +35,7 @@ CANDIDATE = {
 
 
 def read(kind: str, payload: Any, *, bounds: SignalBounds = BOUNDS, **fields: Any) -> Signal:
-    return read_signal(kind, Message(f"webrtc:{kind}", payload, **fields), bounds)
+    return read_signal(kind, Message(f"webrtc:{kind}", payload, **fields), bounds, "me")
 
 
 def refused(kind: str, payload: Any, **fields: Any) -> str:
@@ -214,11 +224,12 @@ def test_a_megabyte_of_sdp_is_too_large_by_default() -> None:
     assert refused("offer", {"target": "t", "description": description}) == "too_large"
 
 
-def test_only_documented_keys_go_out_and_from_is_the_server_s_word() -> None:
+@pytest.mark.parametrize("claimed", ["me", None])
+def test_only_documented_keys_go_out_and_from_is_the_server_s_word(claimed: Any) -> None:
     payload = {
         "target": "t",
         "room": "r",
-        "from": "somebody else",
+        "from": claimed,
         "polite": True,
         "candidate": CANDIDATE,
         "description": {**OFFER, "extra": "x" * 100_000},
@@ -234,6 +245,81 @@ def test_only_documented_keys_go_out_and_from_is_the_server_s_word() -> None:
     assert read("candidate", {"target": "t", "candidate": {**CANDIDATE, "extra": 1}}).content == {
         "candidate": CANDIDATE
     }
+
+
+@pytest.mark.parametrize("claimed", ["somebody else", "", 0, False, ["me"], {"id": "me"}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forged_from_is_forbidden(kind: str, claimed: Any) -> None:
+    assert refused(kind, {"target": "t", "from": claimed, "description": OFFER}) == "forbidden"
+
+
+@pytest.mark.parametrize("negotiation", ["1", "x" * 64, "ß"])
+def test_a_negotiation_s_id_goes_out(negotiation: str) -> None:
+    signal = read("bye", {"target": "t", "negotiation": negotiation})
+    assert signal.payload("me") == {"from": "me", "target": "t", "negotiation": negotiation}
+
+
+@pytest.mark.parametrize("negotiation", ["", "x" * 65, 0, 7, True, ["1"], {}])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [("offer", {"offer": OFFER}), ("answer", {"answer": ANSWER}), ("candidate", {"candidate": None}), ("bye", {})],
+)
+def test_a_negotiation_s_id_of_the_wrong_kind_is_refused(kind: str, content: Any, negotiation: Any) -> None:
+    assert refused(kind, {"target": "t", "negotiation": negotiation, **content}) == f"invalid_{kind}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "describes"),
+    [
+        ("offer", {"offer": OFFER}, True),
+        ("answer", {"answer": {"type": "pranswer", "sdp": SDP}}, True),
+        ("offer", {"offer": {"type": "rollback"}}, False),
+        ("candidate", {"candidate": None}, False),
+        ("bye", {}, False),
+    ],
+)
+def test_candidates_can_follow_descriptions_but_no_rollback(kind: str, content: Any, describes: bool) -> None:
+    assert read(kind, {"target": "t", **content}).describes is describes
+
+
+# Requests ------------------------------------------------------------------------------------------------
+
+
+def ask(kind: str, payload: Any, **fields: Any) -> CallRequest:
+    return read_request(kind, Message(f"webrtc:{kind}", payload, **fields), BOUNDS)
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_a_request_names_its_room_in_the_payload_or_beside_it(kind: str) -> None:
+    assert ask(kind, {"room": "lobby"}).room == ask(kind, None, room="lobby").room == "lobby"
+    assert ask(kind, {"room": "a"}, room="b").room == "a"
+
+
+def test_a_join_may_carry_metadata_and_a_token() -> None:
+    request = ask("join", {"room": "r", "metadata": {"name": "x"}, "resume": "t"})
+    assert request == CallRequest("r", {"name": "x"}, "t")
+    assert ask("join", {"room": "r", "metadata": None, "resume": None}) == CallRequest("r")
+    assert ask("leave", {"room": "r", "metadata": "x" * 10_000, "resume": 5}) == CallRequest("r")
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (None, "invalid_join"),
+        ({}, "invalid_join"),
+        ("lobby", "invalid_join"),
+        (["lobby"], "invalid_join"),
+        ({"room": None}, "invalid_join"),
+        ({"room": "r", "resume": 7}, "invalid_join"),
+        ({"room": "r", "resume": {"token": "x"}}, "invalid_join"),
+        ({"room": "r", "metadata": "x" * 4095}, "too_large"),
+        ({"room": "r", "metadata": object()}, "invalid_join"),
+    ],
+)
+def test_a_join_of_another_shape_is_refused(payload: Any, code: str) -> None:
+    with pytest.raises(Reject) as caught:
+        ask("join", payload)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "64k"])
@@ -263,7 +349,8 @@ payloads = scalars | members_of(
     answer=descriptions,
     candidate=candidates,
     metadata=names,
-    **{"from": names},
+    negotiation=names,
+    **{"from": names | st.just("me")},
 )
 
 
@@ -275,15 +362,16 @@ def test_whatever_comes_is_a_signal_of_the_documented_shape_or_refused_with_a_re
     destination_of(message)  # an error tells where the signal was meant to go: that works for anything
     reason = None
     try:
-        signal = read_signal(kind, message, BOUNDS)
+        signal = read_signal(kind, message, BOUNDS, "me")
     except Reject as error:
         reason = error.code
     if reason is not None:
-        assert reason in {f"invalid_{kind}", "target_or_room_required", "too_large"}
+        assert reason in {f"invalid_{kind}", "target_or_room_required", "too_large", "forbidden"}
         return
     out = signal.payload("me")
     assert out["from"] == "me"
-    assert set(out) <= {"from", "target", "room", "description", "candidate", "metadata"}
+    assert set(out) <= {"from", "target", "room", "negotiation", "description", "candidate", "metadata"}
+    assert 0 < len(out.get("negotiation", "x")) <= 64
     assert signal.target or signal.room
     assert isinstance(out.get("target", ""), str)
     assert isinstance(out.get("room", ""), str)

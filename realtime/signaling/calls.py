@@ -1,0 +1,329 @@
+"""Calls: who joins, leaves, is lost and comes back, and what the others are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from realtime.codes import CloseCode, may_reconnect
+from realtime.connection import Context
+from realtime.errors import MessageTooBig, Reject, UnknownClient
+from realtime.kernel import RealtimeKernel
+from realtime.message import Message
+from realtime.signaling.call_rooms import CallRooms
+from realtime.signaling.expiry import Expiry
+from realtime.signaling.negotiations import Negotiations
+from realtime.signaling.participants import MOST_FORMER, Participant, Participants
+from realtime.signaling.signals import CallRequest, Reason, SignalBounds, read_request, refusal
+from realtime.signaling.turn import IceServers
+from realtime.toolkit import Toolkit
+
+__all__ = ["Calls", "reason_of_end"]
+
+_CLOSED = (CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS)
+
+
+def reason_of_end(code: int) -> str:
+    """Return how a connection that was closed with ``code`` ended, as ``webrtc:bye`` says it."""
+    if code in _CLOSED:
+        return "closed"
+    if code == CloseCode.POLICY_VIOLATION or (code >= 3000 and code != CloseCode.HEARTBEAT_TIMEOUT):
+        return "disconnected"
+    return "lost"
+
+
+class Calls:
+    """Handles ``join``, ``peers`` and ``leave``, and the end of connections, for one bridge on one kernel.
+
+    The room of a call in the kernel says who is in it, on whatever node; the records here are of this node's
+    clients only.
+
+    :param rooms: names and membership.
+    :param ask: raises Reject unless a client may go to a room; may wait.
+    """
+
+    def __init__(
+        self,
+        kernel: RealtimeKernel,
+        rooms: CallRooms,
+        participants: Participants,
+        negotiations: Negotiations,
+        expiry: Expiry,
+        *,
+        ice_servers: IceServers,
+        ask: Callable[[str, Context], None],
+        auto_join_rooms: bool,
+        max_participants: int,
+        keep_place: float,
+        hold: float,
+        bounds: SignalBounds,
+    ) -> None:
+        self._kernel = kernel
+        self._rooms = rooms
+        self._participants = participants
+        self._negotiations = negotiations
+        self._expiry = expiry
+        self._ice_servers = ice_servers
+        self._ask = ask
+        self._auto_join_rooms = auto_join_rooms
+        self._max_participants = max_participants
+        self._keep_place = keep_place
+        self._hold = hold
+        self._bounds = bounds
+        self._replaced: dict[str, set[str]] = {}  # calls of clients, taken over before their end was handled
+        self._returned: set[str] = set()  # clients closed because another connection came in their place
+        self.counters = rooms.counters
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._replaced.clear()
+        self._returned.clear()
+
+    # Joining -------------------------------------------------------------------------------------------
+
+    def join(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """Put a client into a call; return what ``webrtc:peers`` told it.
+
+        Switches where ``authorize`` waits, and then not until the joiner's list is in its outbox, unless that is
+        crowded: until it has the list, nobody else hears of it.
+
+        :raises Reject: it may not, or cannot.
+        """
+        request = read_request("join", message, self._bounds)
+        call = self._rooms.call(request.room)
+        self._ask(request.room, context)
+        if self._rooms.contains(call, context.id):
+            self.counters["joined_again"] += 1
+            participant = self._participants.get(context.id, call) or self._enter_record(request, call, context, False)
+            return self._tell_peers(participant, request.room, toolkit, resumed=False)
+        if self._auto_join_rooms and not self._rooms.contains(request.room, context.id):
+            self._rooms.check_open(request.room, context)
+        old = self._find_resumed(request, call, context)
+        participant = self._enter(request, call, context, old)
+        if old is not None:
+            participant.replaces = old.id
+            participant.formerly = (*old.formerly, old.id)[-MOST_FORMER:]
+            self._take_over(old)
+        try:
+            told = self._list_until_settled(participant, request.room, toolkit, resumed=old is not None)
+        except BaseException:
+            self._undo_join(participant, old)
+            raise
+        self._announce(participant, request, None if old is None else old.id)
+        if old is not None:
+            self._succeed(old, context.id)
+        self.counters["joined" if old is None else "resumed"] += 1
+        return told
+
+    def _find_resumed(self, request: CallRequest, call: str, context: Context) -> Participant | None:
+        """Return whose place the request is entitled to, if it names one that can be taken."""
+        if request.resume is None:
+            return None
+        old = self._participants.find(request.resume, call, context.identity)
+        if old is None or old.id == context.id:
+            self.counters["tokens_refused"] += 1
+            return None
+        if old.until is None and not self._rooms.contains(call, old.id) and self._kernel.presence.get(old.id):
+            self.counters["tokens_refused"] += 1
+            return None  # an application took it out of the call
+        return old
+
+    def _enter(self, request: CallRequest, call: str, context: Context, old: Participant | None) -> Participant:
+        """Put the client into the rooms and record it. Raises Reject, and then has changed nothing."""
+        rooms = self._kernel.rooms
+        others = rooms.count(call) - (old is not None and self._rooms.contains(call, old.id))
+        if others >= self._max_participants:
+            raise refusal(Reason.ROOM_FULL, f"{self._max_participants} are in the call {request.room!r} already")
+        rooms.join(call, context.id)
+        entered = False
+        if self._auto_join_rooms:
+            try:
+                entered = rooms.join(request.room, context.id)
+            except Reject:
+                rooms.leave(call, context.id)
+                raise
+        return self._enter_record(request, call, context, entered)
+
+    def _enter_record(self, request: CallRequest, call: str, context: Context, entered: bool) -> Participant:
+        entered_room = request.room if entered else None
+        return self._participants.enter(context.id, call, request.metadata, context.identity, entered_room)
+
+    def _undo_join(self, participant: Participant, old: Participant | None) -> None:
+        """The joiner cannot be told who is there: nobody hears of it, and whose place it took is lost."""
+        self._rooms.entering.discard((participant.call, participant.id))
+        self._leave_rooms(participant.id, participant.call)
+        if old is not None:
+            self._negotiations.forget(old.id)
+            self._close_replaced(old)
+            self._say_bye(old.call, old.id, reason="lost")
+
+    def _list_until_settled(
+        self, participant: Participant, room: str, toolkit: Toolkit, *, resumed: bool
+    ) -> dict[str, Any]:
+        """Tell the joiner who is there; again if that changed while its outbox was crowded."""
+        entering = self._rooms.entering
+        entering.add((participant.call, participant.id))
+        while True:
+            told = self._tell_peers(participant, room, toolkit, resumed=resumed)
+            listed = [peer["id"] for peer in told["peers"]]
+            if not self._rooms.contains(participant.call, participant.id):
+                raise UnknownClient("you have left the call meanwhile")
+            if listed == self._rooms.others(participant.call, participant.id):
+                entering.discard((participant.call, participant.id))
+                return told
+
+    def _tell_peers(
+        self, participant: Participant, room: str, toolkit: Toolkit, *, resumed: bool
+    ) -> dict[str, Any]:
+        """Send ``webrtc:peers``; return its payload. Parks while the client's outbox is crowded."""
+        own = participant.id
+        payload = {
+            "room": room,
+            "id": own,
+            "peers": [self._peer(peer, own, participant.call) for peer in self._rooms.others(participant.call, own)],
+            "ice_servers": self._ice_servers.for_client(own, time.time()),
+            "resume": participant.token,
+            "resumed": resumed,
+        }
+        try:
+            toolkit.reply({"type": self._rooms.event("peers"), "payload": payload})
+        except MessageTooBig as error:
+            raise refusal(Reason.TOO_LARGE, f"the list of participants: {error.message}") from None
+        return payload
+
+    def _peer(self, peer: str, own: str, call: str) -> dict[str, Any]:
+        """Return what a client is told of another: who is polite follows from the ids, so both sides agree."""
+        entry: dict[str, Any] = {"id": peer, "polite": own < peer}
+        participant = self._participants.get(peer, call)
+        if participant is not None:
+            metadata = participant.metadata
+            if participant.replaces is not None:
+                entry["replaces"] = participant.replaces
+                entry["formerly"] = list(participant.formerly)
+        else:  # on another node, or put into the call by the application
+            shown = self._kernel.presence.get(peer)
+            metadata = shown["metadata"] or None if shown else None
+        if metadata is not None:
+            entry["metadata"] = metadata
+        return entry
+
+    def _announce(self, participant: Participant, request: CallRequest, replaced: str | None) -> None:
+        """Tell the others of the joiner. May stall for crowded outboxes."""
+        joiner = participant.id
+        others = self._rooms.others(participant.call, joiner)
+        payload: dict[str, Any] = {"room": request.room, "id": joiner}
+        if request.metadata is not None:
+            payload["metadata"] = request.metadata
+        if replaced is not None:
+            payload["replaces"] = replaced
+            payload["formerly"] = list(participant.formerly)
+        # a receiver is polite iff its id is the smaller one
+        polite = {peer for peer in others if peer < joiner}
+        for is_polite, rest in ((True, {*others} - polite), (False, polite)):
+            if len(rest) < len(others):
+                told = {**payload, "polite": is_polite}
+                message = {"type": self._rooms.event("peer-joined"), "payload": told}
+                self._rooms.tell_others(participant.call, message, joiner, skip=rest)
+
+    # Coming back ---------------------------------------------------------------------------------------
+
+    def _take_over(self, old: Participant) -> None:
+        """Take the old connection of a client that comes back out of the call, without a word to the others."""
+        self._participants.take(old)
+        if old.until is not None:
+            return
+        if self._kernel.rooms.leave(old.call, old.id):
+            self._returned.add(old.id)
+        else:
+            self._replaced.setdefault(old.id, set()).add(old.call)
+        if old.entered_room is not None:
+            self._kernel.rooms.leave(old.entered_room, old.id)
+
+    def _succeed(self, old: Participant, new: str) -> None:
+        """What was for the old connection is for the new one; the old one is closed. May park."""
+        ready = self._negotiations.succeed(old.id, new, monotonic())
+        self._expiry.due(monotonic() + self._hold)
+        self._close_replaced(old)
+        self._rooms.send_held(ready)
+
+    def _close_replaced(self, old: Participant) -> None:
+        """Close the connection whose place another has taken, if it is still there."""
+        if old.id in self._returned:
+            try:
+                self._kernel.disconnect(old.id, CloseCode.DISCONNECTED, reason="resumed by another connection")
+            except UnknownClient:  # it has gone meanwhile; should its end not have been handled yet, it knows
+                pass
+
+    # Being there, and going ----------------------------------------------------------------------------
+
+    def peers(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """Tell a participant again who is there, with fresh credentials for TURN servers. Raises Reject."""
+        request = read_request("peers", message, self._bounds)
+        call = self._rooms.call(request.room)
+        if not self._rooms.contains(call, context.id):
+            raise refusal(Reason.NOT_IN_ROOM, f"you are not in the call {request.room!r}: join it first")
+        participant = self._participants.get(context.id, call) or self._enter_record(request, call, context, False)
+        return self._tell_peers(participant, request.room, toolkit, resumed=False)
+
+    def leave(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """Take a client out of a call and tell the others; return ``{"left": bool}``. Raises Reject."""
+        request = read_request("leave", message, self._bounds)
+        call = self._rooms.call(request.room)
+        left = self._leave_rooms(context.id, call)
+        if left:
+            self.counters["left"] += 1
+            self._say_bye(call, context.id, reason="left")
+        return {"left": left}
+
+    def _leave_rooms(self, client_id: str, call: str) -> bool:
+        participant = self._participants.drop(client_id, call)
+        if participant is not None and participant.entered_room is not None:
+            self._kernel.rooms.leave(participant.entered_room, client_id)
+        self._negotiations.left(client_id, call)
+        return self._kernel.rooms.leave(call, client_id)
+
+    def gone(self, context: Context, code: int) -> None:
+        """A client has gone: keep its places if it may come back, and have the others told. Never waits."""
+        details: dict[str, Any] = {"reason": reason_of_end(code), "code": code}
+        returns = details["reason"] != "closed" and may_reconnect(code)
+        if context.id in self._returned:  # it is back already: in its other calls as well, it may be thought
+            self._returned.discard(context.id)
+            details["reason"], returns = "lost", True
+        byes = []
+        now = monotonic()
+        replaced = self._replaced.pop(context.id, ())
+        for call in self._rooms.calls_among(context.rooms):
+            if call in replaced:
+                continue
+            kept = returns and self._participants.get(context.id, call) is not None
+            if kept:
+                self._forget(self._participants.keep(context.id, call, now))
+                self._expiry.due(now + self._keep_place)
+            byes.append((call, {**details, "returns_within": self._keep_place} if kept else details))
+        self._participants.drop_all(context.id)
+        if self._negotiations.gone(context.id, now, returns=bool(self._participants.place(context.id))):
+            self._expiry.due(now + self._hold)
+        if byes:
+            self._kernel.hub.workers.submit(partial(self._say_byes, context.id, byes))
+
+    def _say_byes(self, client_id: str, byes: list[tuple[str, dict[str, Any]]]) -> None:
+        """In a greenlet of its own, because it may stall."""
+        for call, words in byes:
+            self.counters[f"ended_{words['reason']}"] += 1
+            self._say_bye(call, client_id, **words)
+
+    def _say_bye(self, call: str, client_id: str, **words: Any) -> None:
+        payload = {"room": self._rooms.name(call), "from": client_id, **words}
+        self._rooms.tell_others(call, {"type": self._rooms.event("bye"), "payload": payload}, client_id)
+
+    def expire(self, now: float) -> None:
+        """Give up the places whose time has come."""
+        self._forget(self._participants.expire(now))
+
+    def _forget(self, clients: list[str]) -> None:
+        self.counters["places_given_up"] += len(clients)
+        for client_id in clients:
+            self._negotiations.forget(client_id)

@@ -1,0 +1,474 @@
+"""Negotiations: what clients have described to each other, and candidates that must wait for it.
+
+State only: no sockets, no greenlets; the clock comes as ``now``, in seconds of any origin. A candidate that
+reaches a browser before the description it belongs to makes ``addIceCandidate`` fail (W3C WebRTC 4.4.2), and one
+of an earlier negotiation is worse than none: here it is found which may pass, which waits, and which is too late.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+__all__ = ["Held", "Negotiations", "Verdict"]
+
+MOST_CALLS = 8  # in which one pair of clients negotiates at once, each for itself
+MOST_PAST = 8  # superseded negotiations of a pair that are known as such
+
+
+class Verdict(Enum):
+    """What becomes of a candidate."""
+
+    PASS = "pass"  # its receiver has the description
+    WAIT = "wait"  # the description may still come
+    LATE = "late"  # another negotiation has taken its place
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A candidate that waits; ``message`` is what will go out."""
+
+    sender: str
+    target: str
+    negotiation: str | None
+    message: dict[str, Any]
+    ack: str | int | None
+    until: float
+
+
+class _Told:
+    """What one client described to another, or to a room. ``where``: the room it named beside the target."""
+
+    __slots__ = ("answers", "at", "offers", "past", "receivers")
+
+    def __init__(self) -> None:
+        self.offers: dict[str | None, str | None] = {}  # where -> the latest offer's negotiation
+        self.answers: dict[str | None, str | None] = {}
+        self.past: tuple[str, ...] = ()
+        self.at = 0.0
+        self.receivers: frozenset[str] = frozenset()
+        """Of what was described to a room: who was in it then."""
+
+    def add(self, kind: str, where: str | None, negotiation: str | None) -> None:
+        latest = self.offers if kind == "offer" else self.answers
+        self._supersede(latest.pop(where, None), negotiation)
+        latest[where] = negotiation
+        if len(latest) > MOST_CALLS:
+            self._supersede(latest.pop(next(iter(latest))), negotiation)
+
+    def end(self, where: str) -> None:
+        """What was described in a room is over."""
+        for latest in (self.offers, self.answers):
+            self._supersede(latest.pop(where, None), None)
+
+    def _supersede(self, old: str | None, new: str | None) -> None:
+        if new in self.past:  # it is used again
+            self.past = tuple(one for one in self.past if one != new)
+        if old is not None and old != new:
+            self.past = (*self.past[1 - MOST_PAST :], old)
+
+
+class _Client:
+    """What is known of one client as a sender."""
+
+    __slots__ = ("heard_by", "held", "rooms", "waiting")
+
+    def __init__(self) -> None:
+        self.heard_by: dict[str, _Told] = {}  # by target, the one described to last at the end
+        self.rooms: dict[str, _Told] = {}
+        self.held: dict[str, deque[Held]] = {}  # by target
+        self.waiting = 0  # in all of held
+
+
+class Negotiations:
+    """The records of this node's clients. Everything is bounded for each sender, so that none can cost others.
+
+    :param is_member: tells whether a client is in a room of the kernel.
+    :param max_pairs: receivers of one sender, and rooms it described to, that are remembered (each takes about
+        500 bytes); past it the one described to longest ago is forgotten, and counted.
+    :param max_held: candidates that wait for one receiver.
+    :param max_held_by_sender: candidates of one sender that wait.
+    :param hold: seconds that a candidate waits, and that one who has gone is remembered.
+    :param most_gone: clients that have gone that are remembered; past it the oldest is forgotten.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_member: Callable[[str, str], bool],
+        max_pairs: int,
+        max_held: int,
+        max_held_by_sender: int,
+        hold: float,
+        most_gone: int,
+    ) -> None:
+        self._is_member = is_member
+        self._max_pairs = max_pairs
+        self._max_held = max_held
+        self._max_held_by_sender = max_held_by_sender
+        self._hold = hold
+        self._most_gone = most_gone
+        self._clients: dict[str, _Client] = {}
+        self._hears: dict[str, dict[str, None]] = {}  # by target: whose records name it
+        self._queue: OrderedDict[Held, None] = OrderedDict()  # everything that waits, the oldest first
+        self._gone: OrderedDict[str, float] = OrderedDict()  # forgotten then, the first first
+        self._successors: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self.forgotten_pairs = 0
+        self.dropped_held = 0
+
+    # Descriptions --------------------------------------------------------------------------------------
+
+    def described(
+        self,
+        kind: str,
+        sender: str,
+        target: str | None,
+        where: str | None,
+        negotiation: str | None,
+        now: float,
+        receivers: Iterable[str] = (),
+    ) -> None:
+        """An offer or answer went to ``target``, or to the ``receivers`` in the room ``where``."""
+        client = self._clients.get(sender)
+        if client is None:
+            client = self._clients[sender] = _Client()
+        told_by_name: dict[str, _Told] = client.heard_by
+        name = target
+        if name is None:
+            assert where is not None
+            told_by_name, name = client.rooms, where
+        told = told_by_name.pop(name, None)
+        if told is None:
+            told = _Told()
+            if len(told_by_name) >= self._max_pairs:
+                self._forget_oldest(sender, client, told_by_name)
+            if target is not None:
+                self._hears.setdefault(target, {})[sender] = None
+        told_by_name[name] = told
+        told.add(kind, where, negotiation)
+        told.at = now
+        if target is None:
+            told.receivers = frozenset(receivers)
+
+    def _forget_oldest(self, sender: str, client: _Client, told_by_name: dict[str, _Told]) -> None:
+        self.forgotten_pairs += 1
+        oldest = next(iter(told_by_name))
+        del told_by_name[oldest]
+        if told_by_name is client.heard_by:
+            self._unlink(sender, client, oldest)
+
+    def is_late_answer(self, sender: str, target: str, negotiation: str | None) -> bool:
+        """Tell whether ``target`` has made an offer to ``sender``, as far as is known here, but not this one."""
+        if negotiation is None:
+            return False
+        other = self._clients.get(target)
+        told = None if other is None else other.heard_by.get(sender)
+        if told is not None and negotiation in told.past:
+            return True
+        offers = self._open_offers(target, sender)
+        return bool(offers) and negotiation not in offers and None not in offers
+
+    def _open_offers(self, sender: str, target: str) -> set[str | None]:
+        """Return the negotiations of the latest offers that ``target`` got of ``sender``."""
+        client = self._clients.get(sender)
+        if client is None:
+            return set()
+        told = client.heard_by.get(target)
+        offers = set() if told is None else set(told.offers.values())
+        for room, told in client.rooms.items():
+            if self._got(told, room, target):
+                offers.update(told.offers.values())
+        return offers
+
+    # Candidates ----------------------------------------------------------------------------------------
+
+    def judge(self, sender: str, target: str, negotiation: str | None, now: float) -> Verdict:
+        """Tell what becomes of a candidate from ``sender`` to ``target``."""
+        client = self._clients.get(sender)
+        if client is None:
+            return self._judge_undescribed(sender, target, negotiation)
+        told = client.heard_by.get(target)
+        if told is not None:
+            told.at = now
+            if negotiation in told.offers.values() or (negotiation is None and (told.offers or told.answers)):
+                return Verdict.PASS
+            if negotiation in told.answers.values():
+                return Verdict.LATE if self.is_late_answer(sender, target, negotiation) else Verdict.PASS
+            if negotiation in told.past:
+                return Verdict.LATE
+        for room, told in client.rooms.items():
+            if (negotiation is None or _is_current(told, negotiation)) and self._got(told, room, target):
+                return Verdict.PASS
+            if negotiation in told.past and self._got(told, room, target):
+                return Verdict.LATE
+        return self._judge_undescribed(sender, target, negotiation)
+
+    def _got(self, told: _Told, room: str, client_id: str) -> bool:
+        """Tell whether a client has what was described to a room: it was in it then, and still is."""
+        return client_id in told.receivers and self._is_member(room, client_id)
+
+    def _judge_undescribed(self, sender: str, target: str, negotiation: str | None) -> Verdict:
+        """It waits, unless it is of an earlier offer from the other side."""
+        other = self._clients.get(target)
+        told = None if other is None else other.heard_by.get(sender)
+        return Verdict.LATE if told is not None and negotiation in told.past else Verdict.WAIT
+
+    def is_told_to_room(self, sender: str, room: str, negotiation: str | None, others: Iterable[str]) -> bool:
+        """Tell whether the others in a room have the latest description of ``sender``, of this negotiation."""
+        client = self._clients.get(sender)
+        told = None if client is None else client.rooms.get(room)
+        if told is None or not (negotiation is None or _is_current(told, negotiation)):
+            return False
+        return told.receivers.issuperset(others)
+
+    def is_recent(self, sender: str, target: str, now: float) -> bool:
+        """Tell whether ``sender`` had to do with ``target``, who has gone, within the time a candidate is held."""
+        for one, other in ((sender, target), (target, sender)):
+            client = self._clients.get(one)
+            told = None if client is None else client.heard_by.get(other)
+            if told is not None and now - told.at <= self._hold:
+                return True
+        return False
+
+    def can_hold(self, sender: str, target: str) -> bool:
+        """Tell whether one more candidate may wait."""
+        client = self._clients.get(sender)
+        if client is None:
+            return True
+        return len(client.held.get(target, ())) < self._max_held and client.waiting < self._max_held_by_sender
+
+    def hold(
+        self,
+        sender: str,
+        target: str,
+        negotiation: str | None,
+        message: dict[str, Any],
+        ack: str | int | None,
+        now: float,
+    ) -> Held:
+        """Let a candidate wait; ask ``can_hold`` first."""
+        held = Held(sender, target, negotiation, message, ack, now + self._hold)
+        client = self._clients.get(sender)
+        if client is None:
+            client = self._clients[sender] = _Client()
+        client.held.setdefault(target, deque()).append(held)
+        client.waiting += 1
+        self._hears.setdefault(target, {})[sender] = None
+        self._queue[held] = None
+        return held
+
+    def release(self, sender: str, target: str, now: float) -> list[Held]:
+        """Take out what may pass from ``sender`` to ``target`` now, in the order it came."""
+        client = self._clients.get(sender)
+        if client is None or target not in client.held:
+            return []
+        ready = [
+            held
+            for held in client.held[target]
+            if self.judge(sender, target, held.negotiation, now) is Verdict.PASS
+        ]
+        self._take(ready)
+        return ready
+
+    def release_to_room(self, sender: str, room: str, now: float) -> list[Held]:
+        """Take out what may pass from ``sender`` to members of ``room`` now."""
+        client = self._clients.get(sender)
+        if client is None or not client.held:
+            return []
+        targets = [target for target in client.held if self._is_member(room, target)]
+        return [held for target in targets for held in self.release(sender, target, now)]
+
+    def _take(self, several: Iterable[Held]) -> None:
+        for held in several:
+            del self._queue[held]
+            client = self._clients[held.sender]
+            line = client.held[held.target]
+            line.remove(held)
+            client.waiting -= 1
+            if not line:
+                del client.held[held.target]
+                self._unlink(held.sender, client, held.target)
+
+    def _drop_held(self, client: _Client) -> None:
+        """What a client sent that still waits goes with its connection: ICE starts anew when it comes back."""
+        dropped = [held for line in client.held.values() for held in line]
+        self.dropped_held += len(dropped)
+        self._take(dropped)
+
+    def left(self, client_id: str, room: str) -> None:
+        """A client has left a room: what was described to it and by it there is over."""
+        for sender in self._hears.get(client_id, ()):
+            told = self._clients[sender].heard_by.get(client_id)
+            if told is not None:
+                told.end(room)
+        client = self._clients.get(client_id)
+        if client is not None:
+            client.rooms.pop(room, None)
+            for told in client.heard_by.values():
+                told.end(room)
+            self._discard_if_empty(client_id)
+
+    # Who comes and goes --------------------------------------------------------------------------------
+
+    def gone(self, client_id: str, now: float, *, returns: bool) -> bool:
+        """A client's connection ended: what waits of it is dropped, and counted.
+
+        Returns whether there is something for ``expire`` to forget.
+
+        :param returns: its place is kept: ``forget`` or ``succeed`` will be called instead.
+        """
+        client = self._clients.get(client_id)
+        if client is not None:
+            self._drop_held(client)
+            self._discard_if_empty(client_id)
+        if returns or (client_id not in self._clients and client_id not in self._hears):
+            return False
+        self._gone[client_id] = now + self._hold
+        if len(self._gone) > self._most_gone:
+            self.forget(next(iter(self._gone)))
+        return True
+
+    def forget(self, client_id: str) -> None:
+        """Remove every trace of a client that has gone, but for what waits for it: that expires by itself."""
+        self._gone.pop(client_id, None)
+        client = self._clients.get(client_id)
+        if client is not None:
+            for target in list(client.heard_by):
+                del client.heard_by[target]
+                self._unlink(client_id, client, target)
+            client.rooms.clear()
+            self._discard_if_empty(client_id)
+        for sender in list(self._hears.get(client_id, ())):
+            other = self._clients[sender]
+            other.heard_by.pop(client_id, None)
+            self._unlink(sender, other, client_id)
+
+    def succeed(self, old: str, new: str, now: float) -> list[Held]:
+        """``new`` is ``old`` come back: records and what waits for it move over. Returns what may pass now.
+
+        Signals that still go to ``old`` find ``new`` for as long as candidates are held.
+        """
+        self._gone.pop(old, None)
+        self._move_own(old, new)
+        senders = list(self._hears.get(old, ()))
+        for sender in senders:
+            self._move_heard(sender, old, new)
+        for client in self._clients.values():
+            for told in client.rooms.values():
+                if old in told.receivers:
+                    told.receivers |= {new}
+        self._successors.pop(new, None)  # it is here itself: no way leads in a circle
+        self._successors[old] = (new, now + self._hold)
+        if len(self._successors) > self._most_gone:
+            self._successors.popitem(last=False)
+        return [held for sender in senders for held in self.release(sender, new, now)]
+
+    def _move_own(self, old: str, new: str) -> None:
+        """What ``old`` described, ``new`` has described."""
+        client = self._clients.get(old)
+        if client is None:
+            return
+        self._drop_held(client)
+        self._clients.pop(old, None)
+        heir = self._clients.setdefault(new, _Client())
+        for target, told in client.heard_by.items():
+            heir.heard_by.setdefault(target, told)
+            hears = self._hears[target]
+            hears.pop(old, None)
+            hears[new] = None
+        for room, told in client.rooms.items():
+            heir.rooms.setdefault(room, told)
+        self._discard_if_empty(new)
+
+    def _move_heard(self, sender: str, old: str, new: str) -> None:
+        """What ``sender`` described to ``old``, it has described to ``new``; what it sent waits for ``new``."""
+        client = self._clients[sender]
+        told = client.heard_by.pop(old, None)
+        if told is not None:
+            client.heard_by.setdefault(new, told)
+        line = client.held.pop(old, None)
+        if line is not None:
+            for held in line:
+                held.target = new
+                if "target" in held.message["payload"]:
+                    held.message["payload"]["target"] = new
+            client.held[new] = line + client.held.get(new, deque())
+        self._unlink(sender, client, old)
+        self._hears.setdefault(new, {})[sender] = None
+
+    def successor(self, client_id: str) -> str | None:
+        """Return who took a client's place just now; None if nobody did."""
+        found = None
+        while (entry := self._successors.get(client_id)) is not None:
+            found = client_id = entry[0]
+        return found
+
+    def _unlink(self, sender: str, client: _Client, target: str) -> None:
+        """Forget that ``sender`` has to do with ``target`` once nothing says so."""
+        if target in client.heard_by or target in client.held:
+            return
+        hears = self._hears.get(target)
+        if hears is not None:
+            hears.pop(sender, None)
+            if not hears:
+                del self._hears[target]
+        self._discard_if_empty(sender)
+
+    def _discard_if_empty(self, client_id: str) -> None:
+        client = self._clients.get(client_id)
+        if client is not None and not client.heard_by and not client.rooms and not client.held:
+            del self._clients[client_id]
+
+    # Time ----------------------------------------------------------------------------------------------
+
+    def next_end(self) -> float | None:
+        """Return when the next thing expires; None if nothing can."""
+        ends = []
+        if self._queue:
+            ends.append(next(iter(self._queue)).until)
+        if self._gone:
+            ends.append(next(iter(self._gone.values())))
+        if self._successors:
+            ends.append(next(iter(self._successors.values()))[1])
+        return min(ends, default=None)
+
+    def expire(self, now: float, most: int) -> list[Held]:
+        """Forget what has expired; return the candidates that waited in vain, ``most`` at a time."""
+        while self._gone and next(iter(self._gone.values())) <= now:
+            self.forget(next(iter(self._gone)))
+        while self._successors and next(iter(self._successors.values()))[1] <= now:
+            self._successors.popitem(last=False)
+        expired: list[Held] = []
+        for held in self._queue:
+            if held.until > now or len(expired) == most:
+                break
+            expired.append(held)
+        self._take(expired)
+        return expired
+
+    @property
+    def waiting(self) -> int:
+        """How many candidates wait."""
+        return len(self._queue)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many records there are of each kind."""
+        return {
+            "pairs": sum(len(client.heard_by) for client in self._clients.values()),
+            "senders": len(self._clients),
+            "held": len(self._queue),
+            "gone": len(self._gone),
+            "successors": len(self._successors),
+        }
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for container in (self._clients, self._hears, self._queue, self._gone, self._successors):
+            container.clear()
+
+
+def _is_current(told: _Told, negotiation: str) -> bool:
+    return negotiation in told.offers.values() or negotiation in told.answers.values()
