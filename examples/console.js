@@ -1,62 +1,26 @@
 // The page: rooms, chat, who is present, and every frame. The server is the authority on who is in which room.
 
-import { Connection } from "./connection.js";
+import { avatar, byId, element, keepAtEnd, memory, minutes, stayAtEnd, toEnd } from "./page.js";
 
 const ENTRIES_KEPT = 500; // a room's, then the oldest go
 const FRAMES_KEPT = 200;
 const FRAME_SHOWN = 4000; // characters of one frame
 
-const byId = (id) => document.getElementById(id);
-const socketUrl = new URL(document.documentElement.dataset.path, location.href);
-socketUrl.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-const connection = new Connection(socketUrl);
+const { path } = document.documentElement.dataset; // where the WebSocket is, and the client below it
+const { connect } = await import(`${path.replace(/\/$/, "")}/client.js`);
+const client = connect(path, { trace: showFrame });
 
 const rooms = new Map(); // those we are in: name -> {members, total, unread, log, last (who spoke last)}
 const names = new Map(); // client id -> the name it goes by
 let open = []; // every room of the server: {name, members}
 let current = null; // the name of the room that is shown
-let myId = null;
+let myId = null; // what the server called us last
 let state = { name: "connecting" };
 let settled = false; // whether we are in the rooms again that this tab was in before
-
-// What survives a reload of this tab; another tab is another person.
-const memory = {
-  read(key, otherwise) {
-    try {
-      return JSON.parse(sessionStorage.getItem(key)) ?? otherwise;
-    } catch {
-      return otherwise;
-    }
-  },
-  write(key, value) {
-    try {
-      sessionStorage.setItem(key, JSON.stringify(value));
-    } catch {
-      // storage is off: then nothing survives, and that is all
-    }
-  },
-};
-
-/** Make an element. Text is only ever set as text, so nothing a stranger sends becomes markup. */
-function element(tag, className = "", text = null, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== null) made.textContent = text;
-  made.append(...children);
-  return made;
-}
 
 const guest = (id) => `guest-${id.slice(0, 4)}`;
 const nameOf = (id) => names.get(id) ?? guest(id);
 
-function avatar(id, name) {
-  const made = element("span", "avatar", [...name][0].toUpperCase());
-  made.setAttribute("aria-hidden", "true");
-  made.style.setProperty("--hue", parseInt(id.slice(0, 6), 16) % 360 || 0);
-  return made;
-}
-
-const minutes = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
 const milliseconds = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23",
 });
@@ -65,30 +29,8 @@ function alertOf(text = "") {
   byId("alert").textContent = text;
 }
 
-// Lists that grow at their end stay there, unless the reader scrolled up to read.
-const scrolledUp = new WeakSet();
-
-function toEnd(list) {
-  scrolledUp.delete(list);
-  list.scrollTop = list.scrollHeight;
-}
-
-function stayAtEnd(list) {
-  if (!scrolledUp.has(list)) toEnd(list);
-}
-
-for (const list of [byId("log"), byId("frames")]) {
-  let height = 0;
-  list.addEventListener("scroll", () => {
-    if (list.clientHeight !== height) return; // resized, not scrolled by the reader
-    const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-    scrolledUp[atEnd ? "delete" : "add"](list);
-  });
-  new ResizeObserver(() => {
-    height = list.clientHeight;
-    stayAtEnd(list);
-  }).observe(list);
-}
+keepAtEnd(byId("log"));
+keepAtEnd(byId("frames"));
 
 // Connection ----------------------------------------------------------------------------------------------
 
@@ -109,16 +51,18 @@ function describe({ name, code, reason }) {
   return name === "waiting" ? `${why}, reconnecting` : why;
 }
 
-connection.addEventListener("state", ({ detail }) => {
+const isOpen = () => client.state === "open";
+
+client.on("client:state", (told) => {
   const before = state;
-  state = detail;
+  state = { ...told, retryAt: performance.now() + told.retryIn * 1000 };
   byId("state").dataset.state = state.name;
   // a failed attempt is not worth an announcement of its own
   if (state.name !== "connecting" || before.name === "connecting") byId("state-text").textContent = describe(state);
   byId("reconnect").hidden = state.name !== "waiting" && state.name !== "closed";
   countDown();
   showControls();
-  if (state.name === "open") greet();
+  if (isOpen()) greet();
   else if (before.name === "open") {
     for (const [name, room] of rooms) {
       addNotice(name, describe(state));
@@ -139,39 +83,42 @@ function countDown() {
 }
 setInterval(countDown, 250);
 
-/** Say hello, and be again who and where we were: all in order, so the answers need not be waited for. */
+/** Ask now or never: the server decides who is where, so nothing of this waits for a later connection. */
+async function request(type, { payload, room } = {}) {
+  if (!isOpen()) throw new Error("not connected");
+  return client.call(type, payload, { room });
+}
+
+/** Be again who and where we were: all in order, so the answers need not be waited for. */
 async function greet() {
+  myId = client.id;
+  byId("name").placeholder = nameOf(myId);
+  showPeople();
   const wanted = rooms.size ? [...rooms.keys()] : memory.read("rooms", ["lobby"]);
   const shown = current ?? memory.read("current", wanted[0]);
   const name = memory.read("name", "");
-  connection.sendText(JSON.stringify({ type: "system:hello" }));
   if (name) rename(name);
   await Promise.all(wanted.map((room) => join(room, room === shown)));
   if (current === null && rooms.size) show(rooms.keys().next().value); // the one shown before let us in no more
   settled = true;
-  connection.request({ type: "room:list" }).then(showOpenRooms, (error) => alertOf(error.message));
+  request("room:list").then(showOpenRooms, (error) => alertOf(error.message));
 }
 
 function showControls() {
-  byId("send").disabled = byId("raw-send").disabled = !connection.isOpen;
+  byId("send").disabled = byId("raw-send").disabled = !isOpen();
   byId("send").disabled ||= current === null;
 }
 
 // What comes in -------------------------------------------------------------------------------------------
 
-connection.addEventListener("message", ({ detail: message }) => {
-  const { type, payload, room, timestamp } = message;
-  if (type === "system:welcome") {
-    myId = payload.id;
-    byId("name").placeholder = nameOf(myId);
-    showPeople();
-  } else if (type === "chat:message") {
-    const body = typeof payload.body === "string" ? payload.body : JSON.stringify(payload.body, null, 2);
-    addEntry(room, { id: payload.from, body, timestamp });
-  } else if (type === "room:members") showMembers(room, payload);
-  else if (type === "room:list") showOpenRooms(payload);
-  else if (type === "system:error" && payload.ack === undefined) alertOf(`${payload.message} (${payload.code})`);
+client.on("chat:message", ({ from, body }, { room, timestamp }) => {
+  addEntry(room, { id: from, body: typeof body === "string" ? body : JSON.stringify(body, null, 2), timestamp });
 });
+
+client.on("room:members", (payload, { room }) => showMembers(room, payload));
+client.on("room:list", showOpenRooms);
+client.on("system:error", ({ ack, message, code }) => ack === undefined && alertOf(`${message} (${code})`));
+client.answer("*", () => new Promise(() => {})); // what the server asks is answered by hand, under raw messages
 
 function showMembers(room, { members, total, change }) {
   const known = roomOf(room);
@@ -207,7 +154,7 @@ function roomOf(name) {
 
 async function join(name, andShow = true) {
   try {
-    await connection.request({ type: "room:join", room: name });
+    await request("room:join", { room: name });
   } catch (error) {
     alertOf(`Cannot join ${name}: ${error.message}`);
     return;
@@ -225,7 +172,7 @@ function remember() {
 
 async function leave(name) {
   try {
-    await connection.request({ type: "room:leave", room: name });
+    await request("room:leave", { room: name });
   } catch (error) {
     alertOf(`Cannot leave ${name}: ${error.message}`);
     return;
@@ -288,7 +235,7 @@ function showPeople() {
     if (id === myId) item.append(element("span", "you", "you"));
     return item;
   });
-  if (current !== null && !connection.isOpen) items.push(element("li", "unknown", "Unknown while disconnected"));
+  if (current !== null && !isOpen()) items.push(element("li", "unknown", "Unknown while disconnected"));
   if (total > members.length) items.push(element("li", "", `and ${total - members.length} more`));
   byId("people").replaceChildren(...items);
   byId("people-count").textContent = total ?? "–";
@@ -335,7 +282,7 @@ async function say(name, body) {
   entry.classList.add("pending");
   toEnd(byId("log"));
   try {
-    await connection.request({ type: "chat:message", room: name, payload: body });
+    await request("chat:message", { room: name, payload: body });
   } catch (error) {
     entry.append(element("div", "fate", `Not delivered: ${error.message}`));
   }
@@ -346,7 +293,7 @@ async function rename(name) {
   memory.write("name", name);
   byId("name").value = name;
   try {
-    await connection.request({ type: "presence:update", payload: { name } });
+    await request("presence:update", { payload: { name } });
     alertOf();
   } catch (error) {
     alertOf(`Not renamed: ${error.message}`);
@@ -357,13 +304,20 @@ async function rename(name) {
 
 let frames = 0;
 
-connection.addEventListener("frame", ({ detail: { sent, text } }) => {
+function showFrame({ sent, text }) {
   const list = byId("frames");
   list.append(frameItem(sent, text));
   if (list.childElementCount > FRAMES_KEPT) list.firstElementChild.remove();
   stayAtEnd(list);
   byId("frame-count").textContent = ++frames;
-});
+}
+
+/** Send a text as it is, JSON or not. */
+function sendRaw(text) {
+  if (!isOpen()) return alertOf("not connected");
+  client.socket.send(text);
+  showFrame({ sent: true, text });
+}
 
 function frameItem(sent, text) {
   let message = null;
@@ -403,7 +357,7 @@ function onSubmit(form, action) {
 
 onSubmit("composer", () => {
   const text = byId("text").value;
-  if (!text.trim() || current === null || !connection.isOpen) return;
+  if (!text.trim() || current === null || !isOpen()) return;
   byId("text").value = "";
   say(current, text);
 });
@@ -421,18 +375,11 @@ onSubmit("name-form", () => {
   if (name) rename(name);
 });
 
-onSubmit("raw-form", () => {
-  try {
-    connection.sendText(byId("raw-text").value);
-  } catch (error) {
-    alertOf(error.message);
-  }
-});
+onSubmit("raw-form", () => sendRaw(byId("raw-text").value));
 
 byId("leave").addEventListener("click", () => leave(current));
 addEventListener("pagehide", remember);
-byId("reconnect").addEventListener("click", () => connection.open());
+byId("reconnect").addEventListener("click", () => client.reconnect());
 byId("clear").addEventListener("click", () => byId("frames").replaceChildren());
 
 show(null);
-connection.open();

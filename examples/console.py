@@ -17,23 +17,14 @@ everybody at all gets ``room:list`` when a room gains or loses somebody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from html import escape
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
+
+from page import Page
 
 from realtime import Context, Message, RealtimeKernel, Reject, Toolkit, WebSocketTransport
 
-FILES = {
-    "/": ("console.html", "text/html; charset=utf-8"),
-    "/console.css": ("console.css", "text/css; charset=utf-8"),
-    "/console.js": ("console.js", "text/javascript; charset=utf-8"),
-    "/connection.js": ("connection.js", "text/javascript; charset=utf-8"),
-}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self' ws: wss:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+FILES = ("console.html", "page.css", "console.css", "page.js", "console.js")
 NAME_LENGTH = 40  # characters
 ROOMS_LISTED = 50
 
@@ -42,49 +33,8 @@ def open_console(kernel: RealtimeKernel) -> None:
     """Serve the page and handle what it sends. To be called before the kernel starts."""
     for transport in kernel.transports:
         if isinstance(transport, WebSocketTransport):
-            transport.app = Page(transport.path)
+            transport.app = Page(transport.path, *FILES)
     handle_rooms(kernel)
-
-
-class Page:
-    """The WSGI application: four files, read once, so that no request waits for a disk.
-
-    :param path: where the page's WebSocket connects.
-    """
-
-    def __init__(self, path: str) -> None:
-        folder = Path(__file__).parent
-        self._files = {url: ((folder / name).read_bytes(), kind) for url, (name, kind) in FILES.items()}
-        html, kind = self._files["/"]
-        self._files["/"] = (html.replace(b"{{ path }}", escape(path).encode()), kind)
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request."""
-        found = self._files.get(environ["PATH_INFO"] or "/")
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return answer(start_response, "405 Method Not Allowed", b"Only GET.\n", allow="GET, HEAD")
-        if found is None:
-            return answer(start_response, "404 Not Found", b"There is nothing here. The page is at /\n")
-        return answer(start_response, "200 OK", *found)
-
-
-def answer(
-    start_response: Callable[..., Any],
-    status: str,
-    body: bytes,
-    kind: str = "text/plain; charset=utf-8",
-    **headers: str,
-) -> list[bytes]:
-    """Begin a response and return its body. pywsgi sends no body to HEAD."""
-    fixed = {
-        "Content-Type": kind,
-        "Content-Length": str(len(body)),
-        "Content-Security-Policy": POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "no-cache",
-    }
-    start_response(status, [*fixed.items(), *headers.items()])
-    return [body]
 
 
 def handle_rooms(kernel: RealtimeKernel) -> None:

@@ -1,0 +1,4 @@
+"""What connects to a kernel from elsewhere: the JavaScript client, in ``javascript/``.
+
+``WebSocketTransport(path="/realtime")`` serves it to browsers at ``/realtime/client.js``.
+"""
