@@ -8,13 +8,13 @@ from benchmarks.report import number
 from benchmarks.results import Run, Summary
 from benchmarks.scenarios import SCENARIOS, Metric, Scenario
 
-__all__ = ["svg"]
+__all__ = ["GAP", "MARGIN", "PANEL", "TITLE", "bar_panel", "bar_panel_height", "picture", "svg", "text"]
 
-_WIDTH, _COLUMNS, _GAP, _MARGIN = 980, 2, 20, 28
-_PANEL = (_WIDTH - 2 * _MARGIN - _GAP * (_COLUMNS - 1)) / _COLUMNS
+_WIDTH, _COLUMNS, GAP, MARGIN = 980, 2, 20, 28
+PANEL = (_WIDTH - 2 * MARGIN - GAP * (_COLUMNS - 1)) / _COLUMNS
 _HEAD, _ROW, _BAR, _FOOT = 58, 27, 15, 12
 _LABEL, _VALUE = 158, 66
-_TITLE = 84
+TITLE = 84
 _HEADING = "realtime beside other WebSocket servers"
 _OURS, _LEFT_OUT = "realtime", "ceiling"
 
@@ -27,17 +27,20 @@ _STYLE = """
   .ours { fill: #0b7a75 } .theirs { fill: #b9bcc4 } .track { fill: #f1f0ec }
   .spread { stroke: #3d3d3a; stroke-opacity: .55; stroke-width: 1.2; fill: none }
   .strong { font-weight: 650; fill: #0b5f5b }
+  .curve { stroke: #0b7a75; stroke-width: 2; fill: none; stroke-linejoin: round }
   @media (prefers-color-scheme: dark) {
     .ground { fill: #16181c } .panel { fill: #1e2126; stroke: #30343b } text { fill: #c9ccd2 }
     .heading, .title { fill: #f2f3f5 } .sub, .unit { fill: #8f949e }
     .ours { fill: #2bb3a9 } .theirs { fill: #5b616c }
     .track { fill: #272b31 } .spread { stroke: #e6e8eb } .strong { fill: #5fd3c9 }
+    .curve { stroke: #2bb3a9 }
   }
 """
 
 
-def _text(x: float, y: float, kind: str, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, kind: str, content: str, anchor: str = "start") -> str:
+    """One line of text."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
 def _bar(x: float, y: float, width: float, kind: str) -> str:
@@ -54,15 +57,15 @@ def _spread(x: float, y: float, scale: float, summary: Summary) -> str:
     return f'<path class="spread" d="M{low:.1f} {middle:.1f}H{high:.1f}{ticks}"/>'
 
 
-def _panel(x: float, y: float, height: float, metric: Metric, rows: list[tuple[str, str, Summary]]) -> str:
+def bar_panel(x: float, y: float, height: float, metric: Metric, rows: list[tuple[str, str, Summary]]) -> str:
     """One metric: its title and a bar for each ``(peer, label, summary)``."""
     direction = "lower is better" if metric.lower_is_better else "higher is better"
     parts = [
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{_PANEL:.1f}" height="{height:.1f}" rx="10" class="panel"/>',
-        _text(x + 16, y + 25, "title", metric.title[0].upper() + metric.title[1:]),
-        _text(x + 16, y + 43, "unit", f"{metric.unit}, {direction}"),
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{PANEL:.1f}" height="{height:.1f}" rx="10" class="panel"/>',
+        text(x + 16, y + 25, "title", metric.title[0].upper() + metric.title[1:]),
+        text(x + 16, y + 43, "unit", f"{metric.unit}, {direction}"),
     ]
-    room = _PANEL - 32 - _LABEL - _VALUE
+    room = PANEL - 32 - _LABEL - _VALUE
     scale = room / (max(summary.high for _, _, summary in rows) or 1.0)
     left = x + 16 + _LABEL
     for index, (peer, label, summary) in enumerate(rows):
@@ -70,13 +73,18 @@ def _panel(x: float, y: float, height: float, metric: Metric, rows: list[tuple[s
         ours = peer == _OURS
         strong = " strong" if ours else ""
         parts += [
-            _text(left - 10, top + 12, f"name{strong}", label, "end"),
+            text(left - 10, top + 12, f"name{strong}", label, "end"),
             _bar(left, top, room, "track"),
             _bar(left, top, summary.median * scale, "ours" if ours else "theirs"),
             _spread(left, top, scale, summary),
-            _text(x + _PANEL - 16, top + 12, f"value{strong}", number(summary.median), "end"),
+            text(x + PANEL - 16, top + 12, f"value{strong}", number(summary.median), "end"),
         ]
     return "\n".join(parts)
+
+
+def bar_panel_height(rows: int) -> float:
+    """How high a panel with so many bars is."""
+    return _HEAD + rows * _ROW + _FOOT
 
 
 def _charted(run: Run) -> list[tuple[Metric, list[tuple[str, str, Summary]]]]:
@@ -106,22 +114,26 @@ def _caption(run: Run) -> str:
 
 
 def svg(run: Run) -> str:
-    """The whole picture; it follows the reader's light or dark scheme."""
+    """The whole picture."""
     panels = _charted(run)
-    parts, y = [], float(_TITLE)
+    parts, y = [], float(TITLE)
     for first in range(0, len(panels), _COLUMNS):
         line = panels[first : first + _COLUMNS]
-        height = _HEAD + max(len(rows) for _, rows in line) * _ROW + _FOOT
+        height = bar_panel_height(max(len(rows) for _, rows in line))
         for column, (metric, rows) in enumerate(line):
-            parts.append(_panel(_MARGIN + column * (_PANEL + _GAP), y, height, metric, rows))
-        y += height + _GAP
-    total = y - _GAP + _MARGIN
+            parts.append(bar_panel(MARGIN + column * (PANEL + GAP), y, height, metric, rows))
+        y += height + GAP
+    return picture(_HEADING, _caption(run), parts, y - GAP + MARGIN)
+
+
+def picture(heading: str, caption: str, parts: list[str], height: float) -> str:
+    """The frame around panels; it follows the reader's light or dark scheme."""
     head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {total:.0f}" role="img"',
-        f' width="{_WIDTH}" height="{total:.0f}" aria-label="{_HEADING}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img"',
+        f' width="{_WIDTH}" height="{height:.0f}" aria-label="{escape(heading)}">',
         f"<style>{_STYLE}</style>",
-        f'<rect width="{_WIDTH}" height="{total:.0f}" class="ground"/>',
-        _text(_MARGIN, 40, "heading", _HEADING),
-        _text(_MARGIN, 62, "sub", _caption(run)),
+        f'<rect width="{_WIDTH}" height="{height:.0f}" class="ground"/>',
+        text(MARGIN, 40, "heading", heading),
+        text(MARGIN, 62, "sub", caption),
     ]
     return "\n".join([*head, *parts, "</svg>"]) + "\n"

@@ -23,11 +23,25 @@ _sources = itertools.cycle(f"127.0.0.{n}" for n in range(1, 201))
 
 @dataclass(frozen=True)
 class Target:
-    """The server under load."""
+    """The server under load: one process, or several that serve as one."""
 
     pid: int
     port: int
     dialect: Dialect
+    more_pids: tuple[int, ...] = ()
+    """Further processes whose CPU time counts, whether or not clients connect to them."""
+    more_ports: tuple[int, ...] = ()
+    """Clients connect to these and ``port`` in turn."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """All its processes."""
+        return (self.pid, *self.more_pids)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """All its ports."""
+        return (self.port, *self.more_ports)
 
 
 class Client:
@@ -63,6 +77,7 @@ class Opener:
         self._target = target
         self._on_ready = on_ready
         self._request = request(target.dialect.path, f"127.0.0.1:{target.port}")
+        self._ports = itertools.cycle(target.ports)
         self._epoll = select.epoll()
         self._opening: dict[int, Client] = {}
         self._closing: dict[int, Client] = {}
@@ -73,7 +88,7 @@ class Opener:
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((next(_sources), 0))
         sock.settimeout(_CONNECT_TIMEOUT)
-        sock.connect(("127.0.0.1", self._target.port))
+        sock.connect(("127.0.0.1", next(self._ports)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         client = Client(sock)

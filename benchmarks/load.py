@@ -50,13 +50,13 @@ class _Meter:
     """Takes the counts and CPU times of the middle of a run: after the warm-up, for ``seconds``."""
 
     def __init__(self, target: Target, seconds: float) -> None:
-        self._pid = target.pid
+        self._pids = target.pids
         self.begin = time.perf_counter() + _WARM_UP
         self.end = self.begin + seconds
         self._first: tuple[float, int, CpuTime, CpuTime] | None = None
 
     def _sample(self, count: int) -> tuple[float, int, CpuTime, CpuTime]:
-        return time.perf_counter(), count, cpu_time(self._pid), cpu_time(os.getpid())
+        return time.perf_counter(), count, cpu_time(*self._pids), cpu_time(os.getpid())
 
     def running(self, now: float, count: int) -> bool:
         """Call often with the deliveries so far; False once the time is over."""
@@ -89,7 +89,7 @@ def _connected(target: Target, count: int) -> Iterator[list[Client]]:
     finally:
         gc.enable()
         close_clients(clients)
-        settle(target.pid)
+        settle(*target.pids)
 
 
 def _messages(target: Target, kind: str, in_flight: int) -> list[bytes]:
@@ -115,11 +115,14 @@ def _drain(epoll: select.epoll, by_fd: dict[int, Client], counter: Counter, miss
 
 
 def _join_all(target: Target, clients: list[Client]) -> None:
+    """Enter the room; where the server is several processes, all know of it once they have calmed down."""
     frame = target.dialect.join()
     for client in clients:
         send_all(client, frame)
     for client in clients:
         await_answer(target.dialect, client, "joined")
+    if len(target.pids) > 1:
+        settle(*target.pids)
 
 
 def echo(target: Target, seconds: float, *, clients: int, in_flight: int, metric: str) -> Measurement:
@@ -200,7 +203,8 @@ def paced_latency(
 
     Latency runs from just before the publisher's ``send`` to the moment the kernel had each member's delivery
     (``SO_TIMESTAMPNS``), so that the time the load generator takes to read them is not counted. It lasts
-    ``times`` as long as a rate's measurement, because a p99 needs many messages.
+    ``times`` as long as a rate's measurement, because a p99 needs many messages. What members at other ports than
+    the publisher's had is told apart, as ``far``.
     """
     frames = _messages(target, "chat", 1)
     with _connected(target, members) as crowd:
@@ -211,7 +215,9 @@ def paced_latency(
             client.sock.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
         epoll, by_fd = _poller(crowd)
         sent_at = [0]
-        latencies = array("q")
+        latencies, far = array("q"), array("q")
+        home = publisher.sock.getpeername()
+        taken_by = {client.fd: latencies if client.sock.getpeername() == home else far for client in crowd}
         warm = int(rate * _WARM_UP)
         meter = _Meter(target, seconds * times)
         due = time.perf_counter()
@@ -226,7 +232,7 @@ def paced_latency(
                 done += count
                 for index in range(before, before + count):
                     if index > warm:
-                        latencies.append(stamp - sent_at[index])
+                        taken_by[fd].append(stamp - sent_at[index])
             return done
 
         while meter.running(now := time.perf_counter(), received):
@@ -245,12 +251,19 @@ def paced_latency(
         epoll.close()
     if not latencies:
         raise DeliveryFailed("nothing was delivered in time")
+    result.values = _percentiles(metric, latencies)
+    if far:
+        result.values |= _percentiles(f"{metric}-far", far)
+    return result
+
+
+def _percentiles(metric: str, latencies: array[int]) -> dict[str, float]:
+    """The median and the 99th percentile, in milliseconds."""
     ordered = sorted(latencies)
-    result.values = {
+    return {
         f"{metric}-p50": ordered[len(ordered) // 2] / 1e6,
         f"{metric}-p99": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] / 1e6,
     }
-    return result
 
 
 def handshakes(target: Target, seconds: float, *, at_once: int, metric: str) -> Measurement:
@@ -274,7 +287,7 @@ def handshakes(target: Target, seconds: float, *, at_once: int, metric: str) -> 
         return meter.result(opened, metric)
     finally:
         opener.stop()
-        settle(target.pid)
+        settle(*target.pids)
 
 
 def idle_memory(target: Target, seconds: float, *, clients: int, metric: str) -> Measurement:
@@ -284,14 +297,14 @@ def idle_memory(target: Target, seconds: float, *, clients: int, metric: str) ->
     ``seconds`` is not used: this takes as long as opening takes.
     """
     with _connected(target, 50):
-        settle(target.pid)
+        settle(*target.pids)
         before = resident_bytes(target.pid)
         with _connected(target, clients) as crowd:
-            settle(target.pid)
+            settle(*target.pids)
             idle = resident_bytes(target.pid)
             for client in crowd:
                 learn_shape(target, [client], client, "echo")
-            settle(target.pid)
+            settle(*target.pids)
             used = resident_bytes(target.pid)
     return Measurement(
         values={

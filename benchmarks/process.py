@@ -1,4 +1,4 @@
-"""What Linux says about a process: CPU time used, time spent waiting for a core, resident memory."""
+"""What Linux says about processes: CPU time used, time spent waiting for a core, resident memory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import time
 from dataclasses import dataclass
 
-__all__ = ["CpuTime", "StillBusy", "cpu_time", "resident_bytes", "settle"]
+__all__ = ["CpuTime", "StillBusy", "children", "cpu_time", "resident_bytes", "settle"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class CpuTime:
-    """Seconds since the process began, summed over its threads."""
+    """Seconds since the processes began, summed over their threads."""
 
     run: float
     """On a core, in user and kernel mode."""
@@ -26,17 +26,24 @@ class CpuTime:
         return CpuTime(self.run - other.run, self.wait - other.wait, self.kernel - other.kernel)
 
 
-def cpu_time(pid: int) -> CpuTime:
+def cpu_time(*pids: int) -> CpuTime:
     """Read ``/proc/<pid>``: nanoseconds from each thread's ``schedstat``, kernel ticks from ``stat``."""
-    run = wait = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/schedstat") as schedstat:
-            running, waiting, _ = schedstat.read().split()
-        run += int(running)
-        wait += int(waiting)
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return CpuTime(run / 1e9, wait / 1e9, int(fields[12]) / _TICK)
+    run = wait = kernel = 0
+    for pid in pids:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat") as schedstat:
+                running, waiting, _ = schedstat.read().split()
+            run += int(running)
+            wait += int(waiting)
+        with open(f"/proc/{pid}/stat") as stat:
+            kernel += int(stat.read().rpartition(")")[2].split()[12])
+    return CpuTime(run / 1e9, wait / 1e9, kernel / _TICK)
+
+
+def children(pid: int) -> tuple[int, ...]:
+    """Return the processes that a process has started and not reaped."""
+    with open(f"/proc/{pid}/task/{pid}/children") as listed:
+        return tuple(map(int, listed.read().split()))
 
 
 def resident_bytes(pid: int) -> int:
@@ -52,16 +59,16 @@ class StillBusy(Exception):
     """A server goes on using its core although it has nothing to do."""
 
 
-def settle(pid: int, *, timeout: float = 20.0, quiet: float = 0.05) -> None:
-    """Wait until the process has used no more than 4 % CPU for ``quiet`` seconds.
+def settle(*pids: int, timeout: float = 20.0, quiet: float = 0.05) -> None:
+    """Wait until the processes together have used no more than 4 % CPU for ``quiet`` seconds.
 
     :raises StillBusy: that did not happen within ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
-    before = cpu_time(pid).run
+    before = cpu_time(*pids).run
     while time.monotonic() < deadline:
         time.sleep(quiet)
-        now = cpu_time(pid).run
+        now = cpu_time(*pids).run
         if now - before < quiet * 0.04:
             return
         before = now

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from benchmarks.results import DISTURBED, LOAD_BOUND, Run, Summary
 from benchmarks.scenarios import GOALS, SCENARIOS, Metric, Scenario
 
-__all__ = ["markdown", "number"]
+__all__ = ["markdown", "number", "table"]
 
 _OURS = "realtime"
 _MARKS = {LOAD_BOUND: " †", DISTURBED: " ‡"}
@@ -33,7 +33,7 @@ def number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]], numbers_from: int = 1) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]], numbers_from: int = 1) -> str:
     """A Markdown table, columns padded so that it also reads well as plain text."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -77,7 +77,7 @@ def _results(run: Run) -> str:
         rows.append(row)
     used = {flag for cell in run.cells.values() for flag in cell.flags()}
     legend = [text for flag, text in _LEGEND.items() if flag in used]
-    return "\n\n".join([_table(header, rows, 2), *legend])
+    return "\n\n".join([table(header, rows, 2), *legend])
 
 
 def ratio(run: Run, scenario: str, metric: Metric, peer: str) -> float | None:
@@ -111,7 +111,7 @@ def _ratios(run: Run) -> str:
                 text += f" ({_times(cost_ratio(run, scenario.name, peer))})"
             row.append(text)
         rows.append(row)
-    return _table(["realtime, times as good as", *(run.labels[peer] for peer in others)], rows)
+    return table(["realtime, times as good as", *(run.labels[peer] for peer in others)], rows)
 
 
 def _goals(run: Run) -> str:
@@ -134,7 +134,7 @@ def _goals(run: Run) -> str:
             wanted = f"{goal.ratio:g}x {run.labels[goal.peer]}"
             verdict = "yes" if reached >= goal.ratio else "no"
             rows.append([metric.title, wanted, f"{reached:.1f}x{cost}", verdict])
-    return _table(["goal", "wanted", "measured", "reached"], rows, 2) if rows else ""
+    return table(["goal", "wanted", "measured", "reached"], rows, 2) if rows else ""
 
 
 def _costs(run: Run) -> str:
@@ -160,7 +160,7 @@ def _costs(run: Run) -> str:
                     str(cell.disordered),
                 ]
             )
-    return _table(header, rows, 2)
+    return table(header, rows, 2)
 
 
 def markdown(run: Run) -> str:

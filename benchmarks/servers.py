@@ -46,6 +46,8 @@ class Peer:
     """Runs unless ``--only`` says otherwise."""
     patched: bool = False
     """Wants gevent's monkey-patching before it is imported."""
+    arguments: tuple[str, ...] = ()
+    """Of its command line."""
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -55,7 +57,7 @@ class Peer:
     def command(self) -> tuple[list[str], dict[str, str]]:
         """What to execute, and the environment it needs beside ours."""
         runner = ["-m", "gevent.monkey", "--module"] if self.patched else ["-m"]
-        return [sys.executable, *runner, f"benchmarks.peers.{self.module}"], {}
+        return [sys.executable, *runner, f"benchmarks.peers.{self.module}", *self.arguments], {}
 
     def version(self) -> str:
         """The versions measured, in one line."""
