@@ -21,7 +21,7 @@ from realtime.transports.base import Transport
 
 __all__ = ["ConformanceClient", "Peer", "Serving", "living_greenlets", "wait_until"]
 
-PATIENCE = 10.0  # seconds until a wait is a failure; nothing waits this long when all is well
+PATIENCE = 60.0  # seconds until a wait is a failure; nothing waits this long when all is well
 
 
 def wait_until(done: Callable[[], bool], timeout: float = PATIENCE) -> None:

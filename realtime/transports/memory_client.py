@@ -18,7 +18,7 @@ from realtime.errors import CallFailed, ConnectionClosed, TimedOut
 
 __all__ = ["Closing", "MemoryClient", "ServerSide"]
 
-PATIENCE = 1.0  # seconds that a client waits unless told otherwise
+PATIENCE = 10.0  # seconds that a client waits unless told otherwise
 SEND_BUFFER = 64 * KiB  # what the server has not read yet, as in a socket: past it send() waits
 RECEIVE_BUFFER = 16 * MiB  # what the test has not taken yet: past it the client counts as one that does not read
 

@@ -27,7 +27,7 @@ from realtime.testing.peers import living_greenlets
 from realtime.transports.http import TLSOptions
 
 MSGPACK = "realtime.msgpack.v1"
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class TestMemory(TransportConformance):

@@ -18,7 +18,7 @@ __all__ = ["EXAMPLES", "PATIENCE", "ROOT", "Program", "basic_copy", "client_in"]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-PATIENCE = 20.0  # seconds any wait may take before the test fails
+PATIENCE = 60.0  # seconds any wait may take before the test fails
 
 
 class Program:

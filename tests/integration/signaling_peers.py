@@ -29,7 +29,7 @@ __all__ = [
     "wait_until",
 ]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 SDP = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
 OFFER = {"type": "offer", "sdp": SDP}
 ANSWER = {"type": "answer", "sdp": SDP}

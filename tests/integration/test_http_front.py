@@ -24,7 +24,7 @@ from realtime.errors import ConfigurationError, HandshakeError, PortInUse
 from realtime.protocols.http import Headers, Request, parse_response, render_response
 from realtime.transports.http import HttpServer, TLSOptions
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 HOST = "127.0.0.1"
 SWITCHED = render_response(101, {"Upgrade": "test"})
 

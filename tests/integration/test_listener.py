@@ -23,7 +23,7 @@ import pytest
 from realtime.errors import ConfigurationError, PortInUse
 from realtime.transports.listener import Listener
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 Start = Callable[..., Listener]
 

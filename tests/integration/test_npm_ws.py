@@ -17,7 +17,7 @@ from realtime.transports.websocket import PlainServer, WebSocket, serve
 if TYPE_CHECKING:
     from tests.conftest import InThread
 
-PATIENCE = 30.0  # seconds a script may take before the test fails
+PATIENCE = 60.0  # seconds a script may take before the test fails
 
 # open() resolves to a socket with next() for messages and closed for the end; print() what the test compares.
 PRELUDE = """

@@ -21,7 +21,7 @@ from realtime import (
 )
 from realtime.testing import KernelTest
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def in_native_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:

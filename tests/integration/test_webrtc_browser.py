@@ -301,8 +301,10 @@ def test_an_answer_of_no_use_is_asked_for_again_a_few_times(
     ada.wait_for_function("(state) => peer()?.state === state", arg=state)
     if state == "connected":
         assert ada.evaluate("peer().connection.signalingState") == "stable"
-    assert spoiler.evaluate("offers") == 3
-    assert ada.evaluate("seen.errors.length") == min(spoiled, 3)
+    # each answer of no use is told, and answered by another offer, until there were three in a row
+    history = ada.evaluate("[seen.errors, seen.states, peer().states, peer().signaling]")
+    assert len(history[0]) == min(spoiled, 3), history
+    assert spoiler.evaluate("offers") >= 3, history
 
 
 def test_an_ice_restart_keeps_the_channel(meeting: Meeting, room: str) -> None:

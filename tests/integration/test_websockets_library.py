@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import InThread
 
-PATIENCE = 10.0  # seconds any wait may take before the test fails
+PATIENCE = 60.0  # seconds any wait may take before the test fails
 MSGPACK = "realtime.msgpack.v1"
 JSON = "realtime.json.v1"
 

@@ -130,7 +130,7 @@ def test_a_message_for_a_wait_that_was_given_up_goes_to_its_handler(kernel_test:
     kernel_test.kernel.on("next", lambda message, context, toolkit: message.payload)
     client = kernel_test.connect()
     client.send({"type": "wait", "ack": 1})
-    assert entered.wait(2)
+    assert entered.wait(20)
     hub = kernel_test.kernel.hub
 
     def both_at_once() -> None:
@@ -453,7 +453,7 @@ def test_a_second_stop_returns_when_the_first_is_done() -> None:
     kernel_test = KernelTest(kernel)
     kernel_test.start()
     kernel_test.connect().send({"type": "slow"})
-    assert entered.wait(2)
+    assert entered.wait(20)
     stops = [gevent.spawn(kernel.stop, 5) for _ in range(2)]
     gevent.sleep(0)
     with pytest.raises(ConfigurationError, match="stopping"):
@@ -517,11 +517,11 @@ def test_a_kernel_that_is_stopped_while_it_starts_stays_stopped() -> None:
 
     kernel = RealtimeKernel([Slow(), Second()], log_level="critical")
     starting = gevent.spawn(kernel.start)
-    assert entered.wait(2)
+    assert entered.wait(20)
     kernel.stop(1)
     release.set()
     with pytest.raises(NotRunning):
-        starting.get(timeout=2)
+        starting.get(timeout=20)
     assert "second started" not in events
     assert not kernel.running
 

@@ -457,7 +457,7 @@ def test_who_waits_for_room_goes_on_when_the_socket_has_taken_enough() -> None:
     gevent.sleep(0)
     assert not waiting.ready()
     bench.open_up(20)
-    assert waiting.get(timeout=1) is True
+    assert waiting.get(timeout=20) is True
 
 
 def test_who_waits_for_room_goes_on_when_the_connection_is_closed() -> None:
@@ -467,7 +467,7 @@ def test_who_waits_for_room_goes_on_when_the_connection_is_closed() -> None:
     waiting = gevent.spawn(bench.outbox.wait_for_room, 5)
     gevent.sleep(0)
     bench.outbox.close()
-    assert waiting.get(timeout=1) is True
+    assert waiting.get(timeout=20) is True
 
 
 def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
@@ -487,7 +487,7 @@ def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
         bench.open_up(60)
         gevent.sleep(0)
         gevent.sleep(0)
-    assert [sender.get(timeout=1) for sender in senders] == [True] * 5
+    assert [sender.get(timeout=20) for sender in senders] == [True] * 5
     assert bench.counters["closed_slow_consumer"] == 0
 
 

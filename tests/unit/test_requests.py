@@ -14,7 +14,7 @@ from realtime.testing import KernelTest
 def ask(client: Any, event: str, **fields: Any) -> Any:
     """Send a request; return the ack's result, or the code of the refusal."""
     client.send({"type": event, "ack": 1, **fields})
-    answer = client.receive(timeout=1)
+    answer = client.receive(timeout=20)
     assert answer["payload"]["ack"] == 1
     return answer["payload"]["result"] if answer["type"] == "system:ack" else answer["payload"]["code"]
 

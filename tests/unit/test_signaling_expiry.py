@@ -12,7 +12,7 @@ from gevent.event import Event
 from realtime.signaling.calls import reason_of_end
 from realtime.signaling.expiry import Expiry
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class Due:
