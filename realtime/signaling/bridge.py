@@ -114,6 +114,8 @@ class WebRTCSignalingBridge:
     * Any other is held until the description has passed, and then follows it. After ``hold`` seconds it is
       ``EXPIRED``, and the error repeats its ack. So are candidates for a client that has just gone, until it is back.
 
+    A candidate to a room may be refused for some of it only: an error with their ``target`` says so for each.
+
     **Errors.** What is refused goes to nobody, and its sender gets ``webrtc:error`` with ``{reason, message, event,
     target?, room?, negotiation?, ack?}``. Reasons: see :class:`realtime.signaling.signals.Reason`; a ``Reject``
     raised by ``authorize`` comes with its own code in upper case. Any other exception of ``authorize`` is the
@@ -230,6 +232,7 @@ class WebRTCSignalingBridge:
             auto_join_rooms=self._auto_join_rooms,
             require_shared_room=self._require_shared_room,
             bounds=self._bounds,
+            tell=self._tell,
         )
         self._calls = Calls(
             *shared,
@@ -290,14 +293,18 @@ class WebRTCSignalingBridge:
 
     def _tell_expired(self, held: Held) -> None:
         self._counters["expired"] += 1
-        payload = held.message["payload"]
-        echoed = {name: payload[name] for name in ("target", "room", "negotiation") if name in payload}
         reason = refusal(Reason.EXPIRED, f"the candidate waited {self._hold:g} s in vain")
-        told = self._error(reason, held.message["type"], echoed, held.ack)
+        self._tell(reason, held.sender, held.message, held.ack)
+
+    def _tell(self, refused: Reject, sender: str, message: dict[str, Any], ack: str | int | None) -> None:
+        """Tell a sender what became of a signal that was on its way out. Never waits."""
+        payload = message["payload"]
+        echoed = {name: payload[name] for name in ("target", "room", "negotiation") if name in payload}
+        told = self._error(refused, message["type"], echoed, ack)
         assert self._kernel is not None
         try:
             # droppable, so that this greenlet never parks for a client that does not read
-            self._kernel.send(held.sender, told, overflow="drop_oldest")
+            self._kernel.send(sender, told, overflow="drop_oldest")
         except (UnknownClient, ConnectionClosed):
             pass
 

@@ -26,6 +26,8 @@ class Relay:
     """Handles signals for one bridge on one kernel.
 
     :param ask: raises Reject unless a client may signal to a target or room; None if all may. May wait.
+    :param tell: given why, a sender, its message and its ack: tells the sender, without waiting, what became of a
+        signal to one of several receivers.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Relay:
         auto_join_rooms: bool,
         require_shared_room: bool,
         bounds: SignalBounds,
+        tell: Callable[[Reject, str, dict[str, Any], str | int | None], None],
     ) -> None:
         self._kernel = kernel
+        self._tell = tell
         self._rooms = rooms
         self._participants = participants
         self._negotiations = negotiations
@@ -134,17 +138,24 @@ class Relay:
             for other in others
         }
         ready = [other for other, verdict in verdicts.items() if verdict is Verdict.PASS]
-        late = [other for other, verdict in verdicts.items() if verdict is Verdict.LATE]
-        refused: Reject | None = refusal(Reason.EXPIRED, _SUPERSEDED) if late else None
+        refused = {
+            other: refusal(Reason.EXPIRED, _SUPERSEDED)
+            for other, verdict in verdicts.items()
+            if verdict is Verdict.LATE
+        }
         held = 0
         for other, verdict in verdicts.items():
             if verdict is Verdict.WAIT:
                 try:
                     held += self._hold(other, signal, outgoing, message, context)["held"]
                 except Reject as error:
-                    refused = error
-        if refused is not None and not ready and not held:
-            raise refused
+                    refused[other] = error
+        if refused and not ready and not held:
+            raise next(iter(refused.values()))
+        for other, reason in refused.items():
+            self._counters[f"refused_{reason.code}"] += 1
+            payload = {**outgoing["payload"], "target": other}
+            self._tell(reason, sender, {**outgoing, "payload": payload}, message.ack)
         delivered = 0
         if ready:
             self._counters["forwarded_candidate"] += 1

@@ -156,6 +156,29 @@ def test_candidates_to_a_room_reach_those_who_have_the_description(connect: Conn
     assert carol.refused("webrtc:candidate", {**candidate, "negotiation": "2"})["reason"] == "EXPIRED"
 
 
+def test_a_candidate_that_is_too_late_for_some_of_a_room_says_for_whom(connect: Connect) -> None:
+    kernel = serve(WebRTCSignalingBridge())
+    alice, bob, carol = (connect(kernel) for _ in range(3))
+    for peer in (alice, bob, carol):
+        peer.join("call")
+    alice.send("webrtc:offer", {"target": carol.id, "room": "call", "negotiation": "1", "description": OFFER})
+    alice.send("webrtc:offer", {"target": carol.id, "room": "call", "negotiation": "2", "description": OFFER})
+    alice.send("webrtc:offer", {"target": bob.id, "room": "call", "negotiation": "1", "description": OFFER})
+    for _ in range(2):
+        carol.receive("webrtc:offer")
+    bob.receive("webrtc:offer")
+    candidate = {"room": "call", "negotiation": "1", "candidate": CANDIDATE}
+    error = alice.refused("webrtc:candidate", candidate, ack=7)
+    assert error == {
+        "reason": "EXPIRED", "event": "webrtc:candidate", "target": carol.id, "room": "call", "negotiation": "1",
+        "ack": 7,
+    }  # fmt: skip
+    assert alice.receive("system:ack")["payload"]["result"] == {"delivered": 1}
+    assert bob.receive("webrtc:candidate")["payload"] == {"from": alice.id, **candidate}
+    assert stats_of(kernel)["counters"]["refused_expired"] == 1
+    carol.expect_nothing()
+
+
 def test_a_candidate_for_one_that_has_just_gone_is_held_and_for_a_stranger_not(connect: Connect) -> None:
     kernel = serve(WebRTCSignalingBridge(hold=0.2))
     alice, bob, eve = (connect(kernel) for _ in range(3))
