@@ -18,7 +18,17 @@ ROOT = Path(realtime.__file__).parent
 # all below it; the longest one that fits counts.
 LAYERS = [
     ["errors", "codes", "config", "message", "events"],
-    ["protocols", "cluster", "rooms", "room_rules", "presence", "routing", "supervision"],
+    [
+        "protocols",
+        "cluster",
+        "rooms",
+        "room_rules",
+        "presence",
+        "routing",
+        "session_ring",
+        "session_wire",
+        "supervision",
+    ],
     [
         "cluster_node",
         "connection",
@@ -30,6 +40,7 @@ LAYERS = [
         "kernel",
         "outbox",
         "requests",
+        "sessions",
         "startup",
         "threads",
         "toolkit",
