@@ -9,10 +9,11 @@ lag behind by a moment. ``realtime.testing.ClusterConformance`` proves an implem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
-from realtime.errors import ConfigurationError, unknown_client
+from realtime.codes import CloseCode
+from realtime.errors import ConfigurationError, ConnectionClosed, unknown_client
 from realtime.message import Outbound
 
 __all__ = ["Alone", "Cluster", "ClusterNode", "is_local"]
@@ -31,13 +32,21 @@ class ClusterNode(Protocol):
         """Deliver to one client of this node without waiting; False if it has gone."""
 
     def perform(self, client_id: str, operation: str, arguments: Mapping[str, Any]) -> Any:
-        """Do what another node asks for a client of this one; return the result. Switches greenlets.
+        """Do what another node asks for a client of this one, or where that is empty of the node itself; return the
+        result. Switches greenlets.
 
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
         """
 
+    def client_appeared(self, client_id: str, node: str) -> None:
+        """A client that another node has, this one perhaps, has appeared at a node. Must not wait."""
+
     def own_clients(self) -> Iterable[tuple[Entry, str]]:
         """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
+
+
+Then = Callable[[Any, Exception | None], None]
+"""Told what a node answered, or why there is no answer. Must not wait, nor raise."""
 
 
 class Cluster(ABC):
@@ -45,6 +54,9 @@ class Cluster(ABC):
 
     None of these switches greenlets unless it says so.
     """
+
+    node_id: str = ""
+    """This node's name among the others; empty where there can be none."""
 
     # Told: of this node's own clients -----------------------------------------------------------------
 
@@ -55,6 +67,11 @@ class Cluster(ABC):
     @abstractmethod
     def client_went(self, client_id: str) -> None:
         """A client of this node is gone, and out of all its rooms."""
+
+    @abstractmethod
+    def client_moved(self, client_id: str) -> None:
+        """A client of this node is one of another now, which has announced it; ``client_went`` follows once what was
+        sent to it here has been passed on."""
 
     @abstractmethod
     def room_joined(self, room: str, client_id: str) -> None:
@@ -99,6 +116,26 @@ class Cluster(ABC):
         :raises RealtimeError: what the operation raised there.
         """
 
+    # Asked: of other nodes themselves --------------------------------------------------------------------
+
+    @abstractmethod
+    def node_ids(self) -> Collection[str]:
+        """Return the names of the other nodes."""
+
+    @abstractmethod
+    def ask_node(
+        self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
+    ) -> None:
+        """Ask a node; ``then`` is told the answer before anything else that the node sends after it.
+
+        :raises ConnectionClosed: there is no such node.
+        :raises BadMessage: arguments that cannot be sent.
+        """
+
+    @abstractmethod
+    def forward(self, node: str, client_id: str, message: Outbound) -> None:
+        """Send to a client that a node has, whether or not the node has announced it."""
+
     # Asked: who is on other nodes -----------------------------------------------------------------------
 
     @abstractmethod
@@ -122,6 +159,10 @@ class Cluster(ABC):
         """Tell whether another node has this client."""
 
     @abstractmethod
+    def home(self, client_id: str) -> str | None:
+        """Return the other node that has this client; None if there is none."""
+
+    @abstractmethod
     def entry(self, client_id: str) -> Entry | None:
         """Return a copy of the entry of a client of another node; None if there is none."""
 
@@ -133,6 +174,9 @@ class Alone(Cluster):
         """Nobody to tell."""
 
     def client_went(self, client_id: str) -> None:
+        """Nobody to tell."""
+
+    def client_moved(self, client_id: str) -> None:
         """Nobody to tell."""
 
     def room_joined(self, room: str, client_id: str) -> None:
@@ -161,6 +205,23 @@ class Alone(Cluster):
     def ask(self, client_id: str, operation: str, arguments: Mapping[str, Any], timeout: float) -> Any:
         """Nobody is elsewhere."""
         raise unknown_client(client_id)
+
+    def node_ids(self) -> Collection[str]:
+        """There are none."""
+        return ()
+
+    def ask_node(
+        self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
+    ) -> None:
+        """There are none."""
+        raise ConnectionClosed(CloseCode.ABNORMAL, f"there is no node {node!r}")
+
+    def forward(self, node: str, client_id: str, message: Outbound) -> None:
+        """There are none."""
+
+    def home(self, client_id: str) -> str | None:
+        """Nobody is elsewhere."""
+        return None
 
     def members(self, room: str) -> Collection[str]:
         """Nobody is elsewhere."""

@@ -61,6 +61,12 @@ class LocalNode(ClusterNode):
             "join": self._join,
             "leave": self._leave,
         }
+        moves = hub.sessions.moves
+        self._own_operations: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+            "claim": moves.hand_over,
+            "know": moves.know,
+            "answer": moves.take_answer,
+        }
 
     def deliver_to_room(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
         """Deliver to this node's members of a room, or to all its clients; return to how many.
@@ -70,8 +76,9 @@ class LocalNode(ClusterNode):
         """
         hub = self._hub
         members = hub.connections if room is None else hub.rooms.each_member(room)
+        moved = hub.sessions.moves.forward_to_room(room, message, except_ids)
         try:
-            return hub.deliver_to(members, message, except_ids, waits_for=self._patience.waits_for)
+            return moved + hub.deliver_to(members, message, except_ids, waits_for=self._patience.waits_for)
         except (BadMessage, MessageTooBig) as error:
             self._undeliverable(error)
             return 0
@@ -80,6 +87,8 @@ class LocalNode(ClusterNode):
         """Deliver to one client without waiting; False if it has gone."""
         connection = self._hub.connections.get(client_id)
         if connection is None:
+            if self._hub.sessions.moves.forward(client_id, message):
+                return True
             self._hub.counters["relayed_to_gone"] += 1
             return False
         try:
@@ -93,6 +102,10 @@ class LocalNode(ClusterNode):
         self._hub.counters["relayed_undeliverable"] += 1
         log.warning("a message of another node cannot be delivered here: %s", error)
 
+    def client_appeared(self, client_id: str, node: str) -> None:
+        """A client that another node has, this one perhaps, has appeared at a node."""
+        self._hub.sessions.moves.arrived(client_id, node)
+
     def own_clients(self) -> Iterable[tuple[Entry, str]]:
         """Return this node's clients, each with the name of its codec."""
         connections = self._hub.connections
@@ -104,6 +117,8 @@ class LocalNode(ClusterNode):
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
         :raises BadMessage: an operation of a later version, or arguments it cannot have.
         """
+        if not client_id and operation in self._own_operations:
+            return self._own_operations[operation](arguments)
         function = self._operations.get(operation)
         if function is None:
             raise BadMessage(f"no operation {operation!r}; there are {', '.join(self._operations)}")

@@ -264,6 +264,26 @@ class Hub:
             payload = {"reason": reason, "code": int(code), "rooms": list(connection.last_rooms)}
             self.receive_event(connection, Message(CLIENT_DISCONNECTED, payload))
 
+    def adopt(self, connection: Connection, rooms: Iterable[str]) -> None:
+        """A client of another node is one of this node now, in these rooms; it is not told to anybody as new."""
+        connection._rooms_for = self.rooms.rooms_for
+        self.connections[connection.id] = connection
+        self._speaks(connection.wire.codec, 1)
+        self.presence.add(connection.id, connection.metadata, connection.connected_at)
+        self.cluster.client_came(
+            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
+        )
+        for room in rooms:
+            self.rooms.adopt(room, connection.id)
+
+    def release(self, connection: Connection) -> None:
+        """A client is one of another node now; nobody is told that it has gone."""
+        del self.connections[connection.id]
+        connection.last_rooms = self.rooms.forget(connection.id)
+        self.presence.remove(connection.id)
+        self._speaks(connection.wire.codec, -1)
+        self.cluster.client_moved(connection.id)
+
     def rewire(self, connection: Connection, wire: Wire) -> None:
         """A client has come back by a connection that may speak another codec."""
         self._speaks(connection.wire.codec, -1)

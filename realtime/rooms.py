@@ -64,10 +64,14 @@ class RoomManager:
             return bool(self._ask_its_node(client_id, "join", room))
         if len(rooms) >= self._limits.rooms_per_client:
             raise TooManyRooms(f"a client may be in {self._limits.rooms_per_client} rooms at once")
+        self.adopt(room, client_id)
+        return True
+
+    def adopt(self, room: str, client_id: str) -> None:
+        """A client of this node is in a room: unchecked, as for one that was in it at another node."""
         self._rooms.setdefault(client_id, {})[room] = None
         self._members.setdefault(room, {})[client_id] = None
         self.cluster.room_joined(room, client_id)
-        return True
 
     def _ask_its_node(self, client_id: str, operation: str, room: str) -> Any:
         if not self.cluster.has(client_id):

@@ -73,6 +73,12 @@ class Ring:
             self._forget_first()
         return True
 
+    def clear(self) -> None:
+        """Keep none of them any longer."""
+        self.first = self.count
+        self.frames.clear()
+        self.size = 0
+
     def replace(self, frames: Collection[bytes]) -> None:
         """Keep the same messages as other frames."""
         if frames is not self.frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, NamedTuple, TypeGuard
 
 import msgpack
@@ -10,7 +11,7 @@ import msgspec
 from realtime.errors import BadMessage
 from realtime.message import JSON, Codec, Droppable, Wire
 
-__all__ = ["UNCOUNTED", "Wish", "carries_over", "changed", "read_count", "read_wish"]
+__all__ = ["UNCOUNTED", "Refusal", "Wish", "carries_over", "changed", "read_count", "read_wish"]
 
 UNCOUNTED = frozenset(("system:hello", "system:welcome", "system:received"))
 """Types of messages that belong to a connection, and not to the session that it carries."""
@@ -18,6 +19,17 @@ TOKEN_LENGTH = 1024  # characters; ours have the length of a node's id and 33
 MOST = 2**53  # messages anybody counts: what a JavaScript number holds exactly
 
 _EXPECTED = '"session": true to begin one, or {"token": ..., "received": count} to resume one'
+
+
+class Refusal(Enum):
+    """Why a session cannot be resumed, as the client is told."""
+
+    UNKNOWN = "unknown"  # forged, used, expired, of another identity or of a server that has gone: all look alike
+    MISSED = "too much was missed"
+    MISCOUNTED = "miscounted"  # the client claims to have more than it was sent
+    CODEC = "cannot be continued in this codec"
+    UNREACHABLE = "its node cannot be reached"
+    IDENTITY = "its identity cannot be carried to another node"
 
 
 class Wish(NamedTuple):

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from realtime.codes import CloseCode
+from realtime.codes import CloseCode, ErrorCode
 from realtime.config import KiB
 from realtime.connection import Connection
 from realtime.errors import BadMessage
 from realtime.expiry import Expiry
 from realtime.message import Wire
 from realtime.outbox import Keeper, Outbox
+from realtime.session_moves import Moves
 from realtime.session_ring import Ring
-from realtime.session_wire import UNCOUNTED, Wish, carries_over, changed, read_count
+from realtime.session_wire import UNCOUNTED, Refusal, Wish, carries_over, changed, read_count
 
 if TYPE_CHECKING:
     from realtime.hub import Hub
@@ -50,15 +51,6 @@ class State(Enum):
     CARRIED = "carried"
     AWAY = "away"
     OVER = "over"
-
-
-class Refusal(Enum):
-    """Why a session cannot be resumed, as the client is told."""
-
-    UNKNOWN = "unknown"  # forged, used, expired, of another identity or of a server that has gone: all look alike
-    MISSED = "too much was missed"
-    MISCOUNTED = "miscounted"  # the client claims to have more than it was sent
-    CODEC = "cannot be continued in this codec"
 
 
 class Session:
@@ -177,7 +169,8 @@ class Sessions:
     """The sessions of one hub's clients. Everything here runs in its event loop; nothing switches greenlets."""
 
     def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+        self.hub = self._hub = hub
+        self.moves = Moves(self)
         self._by_token: dict[str, Session] = {}
         self._away: dict[Session, None] = {}  # the first is the first to expire
         self._expiry = Expiry(self._expire)
@@ -191,6 +184,7 @@ class Sessions:
         self._expiry.stop()
         self._by_token.clear()
         self._away.clear()
+        self.moves.clear()
 
     def stats(self) -> dict[str, int]:
         """Return named numbers."""
@@ -205,17 +199,31 @@ class Sessions:
 
     def greet(self, connection: Connection, wish: Wish, ack: str | int | None) -> None:
         """A client asks for a session: give it the one it names, or a new one and the reason."""
+        if self.moves.is_claiming(connection):
+            self._hub.send_error(connection, "a session was asked for already", ErrorCode.BAD_MESSAGE, ack=ack)
+            return
         if wish.token is None:
-            self._begin(connection, ack, None)
+            self.begin(connection, ack, None)
             return
         session = self._by_token.get(wish.token)
-        refusal = Refusal.UNKNOWN if session is None else self._objection(session, connection, wish.received)
-        if session is None or refusal is not None:
-            self._begin(connection, ack, refusal)
+        if session is None:
+            node = self.moves.where(wish.token)
+            if node is None:
+                self.begin(connection, ack, Refusal.UNKNOWN)
+            else:
+                self.moves.claim(connection, wish, ack, node)
+            return
+        if _same_identity(session.client.identity, connection.identity):
+            refusal = self.objection(session, connection.wire, wish.received)
         else:
-            self._resume(session, connection, wish, ack)
+            self._hub.counters["sessions_foreign"] += 1
+            refusal = Refusal.UNKNOWN
+        if refusal is None:
+            self.resume(session, connection, wish, ack)
+        else:
+            self.begin(connection, ack, refusal)
 
-    def _begin(self, connection: Connection, ack: str | int | None, refusal: Refusal | None) -> None:
+    def begin(self, connection: Connection, ack: str | int | None, refusal: Refusal | None) -> None:
         """Welcome a client with a session that begins now."""
         hub = self._hub
         token = self._new_token()
@@ -244,7 +252,7 @@ class Sessions:
         carrier.outbox.put_apart(self._hub.outbound(message).finished(carrier.wire))
 
     def _new_token(self) -> str:
-        return secrets.token_urlsafe(TOKEN_BYTES)
+        return f"{self._hub.cluster.node_id}.{secrets.token_urlsafe(TOKEN_BYTES)}"
 
     def _accept(self, session: Session, *tokens: str) -> None:
         """Have a session be resumed with these tokens, and no others."""
@@ -256,12 +264,13 @@ class Sessions:
 
     # Coming back -----------------------------------------------------------------------------------------
 
-    def _objection(self, session: Session, connection: Connection, count: int) -> Refusal | None:
-        """Return why a connection cannot go on with a session that it names; None if it can."""
+    def find(self, token: str) -> Session | None:
+        """Return the session of a token; None if there is none here."""
+        return self._by_token.get(token)
+
+    def objection(self, session: Session, wire: Wire, count: int) -> Refusal | None:
+        """Return why a session cannot go on by a wire, for a client that has so many messages; None if it can."""
         if session.closing:
-            return Refusal.UNKNOWN
-        if not _same_identity(session.client.identity, connection.identity):
-            self._hub.counters["sessions_foreign"] += 1
             return Refusal.UNKNOWN
         ring = session.ring
         refusal = None
@@ -269,7 +278,7 @@ class Sessions:
             refusal = Refusal.MISCOUNTED
         elif count < ring.first:
             refusal = Refusal.MISSED
-        elif self._kept_for(session, connection.wire) is None:
+        elif self._kept_for(session, wire) is None:
             refusal = Refusal.CODEC
         if refusal is not None:  # its client is here and cannot have it: nobody else will come for it
             self.close(session, CloseCode.REPLACED, "could not be resumed")
@@ -288,7 +297,7 @@ class Sessions:
             log.warning("what waits for client %s cannot be sent as %s: %s", client.id, wire.codec.name, error)
             return None
 
-    def _resume(self, session: Session, connection: Connection, wish: Wish, ack: str | int | None) -> None:
+    def resume(self, session: Session, connection: Connection, wish: Wish, ack: str | int | None) -> None:
         """Put a new connection in the place of a client's old one, and send again what the client does not have.
 
         Nothing is sent to the client between the welcome and the first message after it but what it missed.
@@ -375,20 +384,25 @@ class Sessions:
         hub, client = self._hub, session.client
         if not client.outbox.closed:
             client.outbox.close()
-        outbox = client.outbox = Outbox(_Nowhere(hub, session), hub.flusher, hub.limits)
-        outbox.park_at = outbox.limit  # nobody stalls for who cannot be hurried
-        outbox.keeper = session.line = Line(session, None, outbox, client.wire)
-        session.state = State.AWAY
         session.end = (reason, code)
-        session.deadline = monotonic() + hub.limits.session_grace
-        self._away[session] = None
-        self._expiry.due(session.deadline)
+        self._keep(session)
         hub.counters["sessions_detached"] += 1
         for tell in hub.on_detached:
             tell(client.context, code)
         if len(self._away) > hub.limits.sessions_away:
             hub.counters["sessions_given_up_early"] += 1
             self._give_up(next(iter(self._away)))
+
+    def _keep(self, session: Session) -> None:
+        """Let what is sent to a client that is away wait."""
+        hub, client = self._hub, session.client
+        outbox = client.outbox = Outbox(_Nowhere(hub, session), hub.flusher, hub.limits)
+        outbox.park_at = outbox.limit  # nobody stalls for who cannot be hurried
+        outbox.keeper = session.line = Line(session, None, outbox, client.wire)
+        session.state = State.AWAY
+        session.deadline = monotonic() + hub.limits.session_grace
+        self._away[session] = None
+        self._expiry.due(session.deadline)
 
     def _give_up(self, session: Session) -> None:
         reason, code = session.end
@@ -416,13 +430,50 @@ class Sessions:
             session.closing = True
             session.line.connection.end(code, reason)
 
+    # Between nodes ---------------------------------------------------------------------------------------
+
+    def restore(self, client: Connection, frames: list[bytes], first: int, received: int, token: str) -> Session:
+        """Take a session over from another node: its client is away for now."""
+        ring = Ring(self._hub.limits.session_buffer)
+        ring.replace(frames)
+        ring.first = first
+        session = Session(client, ring)
+        session.received = session.told = received
+        session.end = ("its connection was lost while it moved", int(CloseCode.ABNORMAL))
+        self._keep(session)
+        client.line = session.line
+        self._accept(session, token)
+        return session
+
+    def cut_off(self, session: Session, reason: str) -> None:
+        """Have the client of a session be away."""
+        if session.state is State.CARRIED:
+            old = session.line
+            self._detach(session, reason, int(CloseCode.ABNORMAL))
+            _retire(old)
+
+    def let_go(self, session: Session, outbox: Outbox) -> None:
+        """Another node has the session now; until the client is seen there, what is for it goes into ``outbox``."""
+        waiting, client = session.line.outbox, session.client
+        session.line = Line(session, None, outbox, client.wire)
+        client.outbox = outbox
+        waiting.close()
+        session.unwritten = 0
+        session.ring.clear()
+        self._accept(session)
+
+    def abandon(self, session: Session) -> None:
+        """The client is seen at its new node."""
+        self._away.pop(session, None)
+        session.state = State.OVER
+
     def forget(self, session: Session) -> None:
         """The client of a session is gone."""
+        self.moves.removed(session.client.id)
         self._away.pop(session, None)
         self._accept(session)
         session.state = State.OVER
-        session.ring.frames.clear()
-        session.ring.size = 0
+        session.ring.clear()
         outbox = session.line.outbox
         outbox.keeper = None  # what it still holds is lost if it is not written, and counted then
         self._hub.counters["dropped_undelivered"] += session.unwritten

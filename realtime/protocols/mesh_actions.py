@@ -188,6 +188,13 @@ class ClientCame(Struct, frozen=True):
     client: str
 
 
+class ClientMoved(Struct, frozen=True):
+    """A node has a client that another one, or we, announced: it is the node's from now on. No ClientCame."""
+
+    node: str
+    client: str
+
+
 class ClientWent(Struct, frozen=True):
     """A client of a node is gone. It left its rooms before."""
 
@@ -236,6 +243,7 @@ Action = (
     | NodeLeft
     | Gap
     | ClientCame
+    | ClientMoved
     | ClientWent
     | RoomJoined
     | RoomLeft

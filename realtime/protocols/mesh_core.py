@@ -439,7 +439,11 @@ class MeshCore(Outgoing):
 
     def members(self, room: str) -> list[str]:
         """Return the members of a room on other nodes."""
-        return list(self._index.members(room))
+        members = self._index.members(room)
+        here = self._replicas.moved_here
+        if here or self._index.shared:
+            return [client for client in dict.fromkeys(members) if client not in here]
+        return list(members)
 
     def is_member(self, room: str, client: str) -> bool:
         """Tell whether a client of another node is in a room."""
@@ -451,7 +455,8 @@ class MeshCore(Outgoing):
 
     def clients(self) -> Collection[str]:
         """Return the ids of all clients of other nodes: a view."""
-        return self._index.clients()
+        here = self._replicas.moved_here
+        return set(self._index.clients()) - here if here else self._index.clients()
 
     def home(self, client: str) -> str | None:
         """Return the node that has a client; None if no other node has it."""

@@ -78,6 +78,20 @@ class Index:
             if not nodes:
                 del self._rooms[room]
 
+    def is_elsewhere(self, node: str, room: str, client: str) -> bool:
+        """Tell whether a client is in a room on another node than this one."""
+        return any(client in members for other, members in self.nodes_in(room).items() if other != node)
+
+    @property
+    def shared(self) -> Collection[str]:
+        """The ids that several nodes have."""
+        return self._shared.keys()
+
+    def nodes_of(self, client: str) -> Collection[str]:
+        """Return all nodes that have a client."""
+        home = self._homes.get(client)
+        return self._shared.get(client) or ([] if home is None else [home])
+
     # Questions -----------------------------------------------------------------------------------------
 
     def home(self, client: str) -> str | None:

@@ -61,7 +61,7 @@ class Outgoing:
         self._operations: list[Operation] = []  # made and not told yet
         self._routes = routes or Routes()
         self._peers = Peers(options, random, self._own, self._pending, self._actions, self.counters)
-        self._replicas = Replicas(self._actions, self.counters)
+        self._replicas = Replicas(self._actions, self.counters, self._own)
         self._index = self._replicas.index
 
     def _sooner(self, due: float) -> None:
@@ -78,10 +78,19 @@ class Outgoing:
         :raises BadMessage, MessageTooBig: metadata that cannot be told to others.
         """
         self._change(Came(client, pack_metadata(metadata), float(connected_at), codec))
+        if self._index.home(client) is not None:
+            self._replicas.moved_here.add(client)
 
     def client_went(self, client: str) -> None:
         """A client is gone, and out of its rooms. Raises StateError if it was not here."""
         self._change(Went(client))
+        self._replicas.moved_here.discard(client)
+        self._replicas.moved_away.discard(client)
+
+    def client_moved(self, client: str) -> None:
+        """A client of ours is another node's, which announced it. ``client_went`` is due once all know."""
+        self._replicas.moved_here.discard(client)
+        self._replicas.moved_away.add(client)
 
     def room_joined(self, room: str, client: str) -> None:
         """A client joined a room. Raises StateError if it is in it, or not here."""
@@ -154,15 +163,21 @@ class Outgoing:
         packed: dict[tuple[str, ...], bytes | None] = {}
         nodes: list[str] = []
         clients = 0
+        moved_here = self._replicas.moved_here
+        in_motion = {*index.shared, *moved_here} if index.shared or moved_here else _NOBODY
         for node, members in targets.items():
-            count = self._count(node, members, except_ids) if except_ids or room is None else len(members)
+            moved = self._moved_from(node, in_motion) if in_motion else ()
+            left_out = (*except_ids, *moved) if moved else except_ids
+            count = self._count(node, members, left_out) if left_out or room is None else len(members)
             if count <= 0:
                 continue
             if not self._routes.open and not self._routes.allow(node, name, room):
                 self.counters["filtered"] += 1
                 continue
             codecs = index.codecs(node)
-            if codecs in packed:
+            if moved:
+                body = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, moved)
+            elif codecs in packed:
                 body = packed[codecs]
             else:
                 body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm)
@@ -184,6 +199,15 @@ class Outgoing:
         self._pending.add(token, node, sequence, deadline, is_call=False)
         self._sooner(deadline)
 
+    def _moved_from(self, node: str, in_motion: Collection[str]) -> list[str]:
+        """Return which clients that are on the move a node still shows, while they get it where they are now."""
+        here, index = self._replicas.moved_here, self._index
+        return [
+            client
+            for client in in_motion
+            if node in index.nodes_of(client) and (client in here or index.home(client) != node)
+        ]
+
     def _count(self, node: str, members: Any, except_ids: Collection[str]) -> int:
         """Return how many of a node's members, or clients, are not excepted."""
         if type(members) is int:
@@ -199,6 +223,7 @@ class Outgoing:
         overflow: str,
         key: str | None,
         confirm: int | None,
+        moved: Collection[str] = _NOBODY,
     ) -> bytes | None:
         """Return the body of a frame with the message in these codecs; None if it was encoded in none."""
         chosen = {codec: bodies[codec] for codec in codecs if codec in bodies}
@@ -206,6 +231,7 @@ class Outgoing:
             return None
         self._check_size(chosen)
         elsewhere = [client for client in except_ids if client not in self._own.clients]
+        elsewhere += moved
         return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm))  # type: ignore[arg-type]
 
     def _check_size(self, bodies: Mapping[str, bytes]) -> None:
@@ -221,17 +247,26 @@ class Outgoing:
 
         :raises MessageTooBig: see ``publish``.
         """
-        peer = self._peer_of(client)
-        if peer is None:
+        home = self._index.home(client)
+        return home is not None and self.send_by(home, client, bodies, overflow=overflow, key=key)
+
+    def send_by(
+        self,
+        node: str,
+        client: str,
+        bodies: Mapping[str, bytes],
+        *,
+        overflow: str = "close",
+        key: str | None = None,
+    ) -> bool:
+        """Send to a client that a node has, announced or not; False if there is no such node. Raises MessageTooBig."""
+        peer = self._peers.known.get(node)
+        if peer is None or not peer.joined:
             return False
         self._check_size(bodies)
         self._flush_changes()
         self._peers.send(peer, encode(ToClient(client, dict(bodies), overflow, key)))  # type: ignore[arg-type]
         return True
-
-    def _peer_of(self, client: str) -> Peer | None:
-        node = self._index.home(client)
-        return self._peers.known[node] if node is not None else None
 
     def call(self, token: int, client: str, body: bytes, *, timeout: float, now: float) -> bool:
         """Ask the node of a client something; False if none has it. CallAnswered or CallLost follows.
@@ -239,9 +274,15 @@ class Outgoing:
         :param token: a number that is not in use.
         :raises MessageTooBig: see ``publish``.
         """
-        peer = self._peer_of(client)
-        if peer is None:
-            return False
+        home = self._index.home(client)
+        return home is not None and self._ask(token, self._peers.known[home], client, body, timeout, now)
+
+    def call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> bool:
+        """Ask a node something; False if there is no such node. As ``call``."""
+        peer = self._peers.known.get(node)
+        return peer is not None and peer.joined and self._ask(token, peer, "", body, timeout, now)
+
+    def _ask(self, token: int, peer: Peer, client: str, body: bytes, timeout: float, now: float) -> bool:
         self._check_size({"": body})
         if len(self._pending) >= MOST_PENDING:
             self._actions.append(CallLost(token, "busy"))

@@ -14,6 +14,7 @@ from realtime.errors import BadMessage
 from realtime.protocols.mesh_actions import (
     Action,
     ClientCame,
+    ClientMoved,
     ClientWent,
     MetadataReplaced,
     RoomJoined,
@@ -58,10 +59,16 @@ class Replicas:
 
     :param events: what happens to clients of other nodes is appended here.
     :param counters: what was refused or repaired is counted here.
+    :param own: our own clients: one that moves between nodes is no news.
     """
 
-    def __init__(self, events: list[Action], counters: Counter[str]) -> None:
+    def __init__(self, events: list[Action], counters: Counter[str], own: NodeState) -> None:
         self.index = Index()
+        self._own = own
+        self.moved_away: set[str] = set()
+        """Clients of our own that are another node's by now."""
+        self.moved_here: set[str] = set()
+        """Clients of our own that another node still shows."""
         self._events = events
         self._counters = counters
         self._replicas: dict[str, Replica] = {}
@@ -164,21 +171,37 @@ class Replicas:
         name, index, events = operation.client, self.index, self._events
         if isinstance(operation, Joined):
             index.joined(node, operation.room, name)
-            events.append(RoomJoined(node, operation.room, name))
+            own = self._own.clients.get(name)
+            if (own is None or operation.room not in own.rooms) and not index.is_elsewhere(node, operation.room, name):
+                events.append(RoomJoined(node, operation.room, name))
         elif isinstance(operation, Left):
-            index.left(node, operation.room, name)
-            events.append(RoomLeft(node, operation.room, name))
+            self._left(node, operation.room, name)
         elif isinstance(operation, Came):
+            known = index.home(name) is not None or name in self._own.clients
             index.came(node, name, client.codec)
-            events.append(ClientCame(node, name))
+            if self._is_here(name):
+                self.moved_here.add(name)
+            events.append(ClientMoved(node, name) if known else ClientCame(node, name))
         elif isinstance(operation, Replaced):
             events.append(MetadataReplaced(node, name))
         else:
             for room in client.rooms:
-                index.left(node, room, name)
-                events.append(RoomLeft(node, room, name))
+                self._left(node, room, name)
             index.went(node, name, client.codec)
-            events.append(ClientWent(node, name))
+            if index.home(name) is None:
+                self.moved_here.discard(name)
+                if not self._is_here(name):
+                    events.append(ClientWent(node, name))
+
+    def _is_here(self, name: str) -> bool:
+        return name in self._own.clients and name not in self.moved_away
+
+    def _left(self, node: str, room: str, name: str) -> None:
+        """A client on a node has left a room: news, unless it is in it at another node."""
+        self.index.left(node, room, name)
+        here = self._is_here(name) and room in self._own.clients[name].rooms
+        if not here and not self.index.is_elsewhere(node, room, name):
+            self._events.append(RoomLeft(node, room, name))
 
     def entry(self, client: str) -> dict[str, object] | None:
         """Return a client's presence entry; None if no node has it."""

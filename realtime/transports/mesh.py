@@ -287,7 +287,7 @@ class PeerMeshTransport(Transport, News):
         )
         local = LocalNode(hub)
         engine = self._engine = Engine(core, local, self, hub.workers.submit)
-        seam = self._seam = MeshCluster(hub)
+        seam = self._seam = MeshCluster(hub, self.node_id)
         seam.engine = engine
 
         def hello(nonce: bytes) -> Hello:

@@ -11,10 +11,11 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult, Event
 
-from realtime.cluster import Cluster, Entry
+from realtime.cluster import Cluster, Entry, Then
+from realtime.codes import CloseCode
 from realtime.errors import BadMessage, ConnectionClosed, MessageTooBig, NotConfirmed, TimedOut, unknown_client
 from realtime.hub import Hub
-from realtime.message import CODECS, JSON, Outbound
+from realtime.message import CODECS, JSON, MSGPACK, Outbound
 from realtime.outbox import stall
 from realtime.protocols.mesh_actions import CallAnswered, CallLost, Confirmed, ConfirmFailed
 from realtime.protocols.mesh_calls import pack_question, unpack_failure, unpack_result
@@ -65,11 +66,13 @@ class _Confirmation:
 class MeshCluster(Cluster):
     """Belongs to one start of one node."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, node_id: str) -> None:
         self.engine: Engine
+        self.node_id = node_id
         self._hub = hub
         self._tokens = itertools.count(1)
         self._questions: dict[int, AsyncResult[Any]] = {}
+        self._asked: dict[int, Then] = {}
         self._confirmations: dict[int, _Confirmation] = {}
         self._unsynced: dict[str, int] = {}  # bytes sent to a client since its node last said that it has room
 
@@ -94,6 +97,10 @@ class MeshCluster(Cluster):
         """A client of this node is gone."""
         self.engine.core.client_went(client_id)
         self.engine.act_soon()
+
+    def client_moved(self, client_id: str) -> None:
+        """A client of this node is one of another now."""
+        self.engine.core.client_moved(client_id)
 
     def room_joined(self, room: str, client_id: str) -> None:
         """A client of this node is in a room now."""
@@ -212,6 +219,32 @@ class MeshCluster(Cluster):
             del self._questions[token]
             self.engine.core.forget(token)
 
+    # Nodes ---------------------------------------------------------------------------------------------
+
+    def node_ids(self) -> Collection[str]:
+        """Return the names of the other nodes."""
+        return [status.node for status in self.engine.core.nodes()]
+
+    def ask_node(
+        self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
+    ) -> None:
+        """Ask a node; ``then`` is told the answer. Raises ConnectionClosed, BadMessage."""
+        token = next(self._tokens)
+        body = pack_question(operation, arguments)
+        self._asked[token] = then
+        if not self.engine.core.call_node(token, node, body, timeout=timeout, now=monotonic()):
+            del self._asked[token]
+            raise ConnectionClosed(CloseCode.ABNORMAL, f"there is no node {node!r}")
+        self.engine.act()
+
+    def forward(self, node: str, client_id: str, message: Outbound) -> None:
+        """Send to a client that a node has, whether or not the node has announced it."""
+        names = self.engine.core.codecs_of(node) or (MSGPACK.name,)
+        bodies = {name: message.encoded(CODECS[name]) for name in names}
+        if not self.engine.core.send_by(node, client_id, bodies, overflow=message.overflow, key=message.key):
+            self._hub.counters["relayed_to_gone"] += 1
+        self.engine.act()
+
     # What became of it -----------------------------------------------------------------------------------
 
     def resolved(self, action: CallAnswered | CallLost | Confirmed | ConfirmFailed) -> None:
@@ -221,18 +254,18 @@ class MeshCluster(Cluster):
             if confirmation is not None:
                 confirmation.take(action)
             return
+        then = self._asked.pop(action.token, None)
+        if then is not None:
+            then(*_outcome(action))
+            return
         answer = self._questions.get(action.token)
         if answer is None:
             return
-        if isinstance(action, CallLost):
-            answer.set_exception(_lost(action.reason))
-        elif not action.ok:
-            answer.set_exception(unpack_failure(action.body))
+        result, error = _outcome(action)
+        if error is None:
+            answer.set(result)
         else:
-            try:
-                answer.set(unpack_result(action.body))
-            except BadMessage as error:
-                answer.set_exception(error)
+            answer.set_exception(error)
 
     def give_up(self) -> None:
         """The node stops: nobody will answer any more."""
@@ -240,6 +273,7 @@ class MeshCluster(Cluster):
             answer.set_exception(ConnectionClosed(1001, "this node stops"))
         for confirmation in self._confirmations.values():
             confirmation.done.set()
+        self._asked.clear()
 
     # Who is there ------------------------------------------------------------------------------------------
 
@@ -263,9 +297,25 @@ class MeshCluster(Cluster):
         """Tell whether another node has this client."""
         return self.engine.core.home(client_id) is not None
 
+    def home(self, client_id: str) -> str | None:
+        """Return the other node that has this client."""
+        return self.engine.core.home(client_id)
+
     def entry(self, client_id: str) -> Entry | None:
         """Return a copy of the entry of a client of another node."""
         return self.engine.core.entry(client_id)
+
+
+def _outcome(action: CallAnswered | CallLost) -> tuple[Any, Exception | None]:
+    """Return what was answered, or what to raise."""
+    if isinstance(action, CallLost):
+        return None, _lost(action.reason)
+    if not action.ok:
+        return None, unpack_failure(action.body)
+    try:
+        return unpack_result(action.body), None
+    except BadMessage as error:
+        return None, error
 
 
 def _lost(reason: str) -> Exception:

@@ -45,7 +45,7 @@ class SessionPeer:
         """Connect and say hello; return what the welcome says of the session. Raises OSError."""
         protocols = [self.subprotocol] if self.subprotocol else None
         opening = module("websockets.sync.client").connect(
-            self.url, open_timeout=PATIENCE, close_timeout=PATIENCE, subprotocols=protocols
+            self.url, open_timeout=PATIENCE, close_timeout=PATIENCE, subprotocols=protocols, max_queue=None
         )
         self._ws = opening.__enter__()
         self._put({"type": "system:hello", "payload": {"session": session}})

@@ -40,6 +40,7 @@ LAYERS = [
         "kernel",
         "outbox",
         "requests",
+        "session_moves",
         "sessions",
         "startup",
         "threads",

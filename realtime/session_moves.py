@@ -1,0 +1,397 @@
+"""Sessions that go on at another node of the cluster than they began.
+
+The node a client comes back to asks the one that its token names. That one hands over what it knows, and passes on
+what still comes for the client until every node knows where it is:
+
+1. The old node answers with the state, and from then on forwards each message for the client, behind the answer.
+2. The new node has the client from the moment of the answer, and announces it; nobody announces that it left.
+3. A node that sees it at both sends to the new one alone. Once the old node sees it at the new one it keeps it for
+   what other nodes send, and asks each whether it has seen that too.
+4. When all have, nothing more can come: the old node withdraws what it had announced.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from realtime.codes import CloseCode, ErrorCode
+from realtime.config import Limits
+from realtime.connection import Connection
+from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
+from realtime.message import CODECS, MSGPACK, Outbound, Wire
+from realtime.outbox import Outbox
+from realtime.session_wire import Refusal, Wish
+
+if TYPE_CHECKING:
+    from realtime.sessions import Session, Sessions
+
+__all__ = ["Moves"]
+
+log = logging.getLogger("realtime")
+
+CLAIM_TIMEOUT = 5.0  # seconds for the old node to answer
+KNOWN_TIMEOUT = 5.0  # seconds for another node to see the client at its new one
+HANDLERS_FINISH = 1.0  # seconds that handing over waits for the handler that runs
+LOOK = 0.01  # seconds between looks at what nothing announces
+MOST_HOPS = 4  # moves of one session that a token may be behind
+
+
+class _MovedClient(Connection):
+    """A client that first came to another node: never a connection of its own, others carry it."""
+
+    __slots__ = ()
+
+    transport = "moved"
+
+    def transmit(self, frame: bytes) -> None:
+        """Its outbox is always another's."""
+        raise AssertionError("a client without a connection")
+
+    def end(self, code: int, reason: str) -> None:
+        """As well."""
+        raise AssertionError("a client without a connection")
+
+
+class _Forward:
+    """Where the outbox of a client that has moved writes to: its new node."""
+
+    def __init__(self, moves: Moves, client_id: str, node: str, wire: Wire) -> None:
+        self._moves = moves
+        self._client_id = client_id
+        self._node = node
+        self._wire = wire
+
+    def write(self, frames: list[bytes]) -> int:
+        """Send each on."""
+        assert self._wire.unfinish is not None
+        for frame in frames:
+            body = self._wire.unfinish(bytes(frame))
+            self._moves.relay(self._client_id, self._node, Outbound.relayed({self._wire.codec.name: body}))
+        return sum(map(len, frames))
+
+    def watch_writable(self) -> None:
+        """Never called: all is taken."""
+
+    def broken(self, error: OSError) -> None:
+        """Never called."""
+
+    def finished(self) -> None:
+        """Never called."""
+
+    def overflowed(self) -> None:
+        """Never called."""
+
+
+class _Late:
+    """A client that has moved, for the messages of nodes that do not know it yet."""
+
+    def __init__(self, node: str, rooms: Collection[str], unaware: int) -> None:
+        self.node = node
+        self.rooms = frozenset(rooms)
+        self.unaware = unaware
+
+
+class Moves:
+    """Both ends of every move, for one hub."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._hub = sessions.hub
+        self._claiming: set[Connection] = set()
+        self._moving: dict[str, tuple[Session, str]] = {}  # handed over to a node, and not seen there yet
+        self._late: dict[str, _Late] = {}
+        self._went: dict[str, tuple[str, float]] = {}  # tokens: where their sessions went, and until when it matters
+        self._departed: dict[str, tuple[Connection, float]] = {}  # clients whose handlers may wait for answers
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._claiming.clear()
+        for memory in (self._moving, self._late, self._went, self._departed):
+            memory.clear()
+
+    @property
+    def _limits(self) -> Limits:
+        return self._hub.limits
+
+    # The new node ------------------------------------------------------------------------------------------
+
+    def where(self, token: str) -> str | None:
+        """Return the other node that has the session of a token, as far as can be told from here."""
+        went = self._went.get(token)
+        node = went[0] if went is not None else token.rpartition(".")[0]
+        return node if node in self._hub.cluster.node_ids() else None
+
+    def claim(self, connection: Connection, wish: Wish, ack: str | int | None, node: str, hops: int = 0) -> None:
+        """Ask a node for a session; the connection is welcomed once it has answered."""
+        question = {
+            "token": wish.token,
+            "received": wish.received,
+            "identity": connection.identity,
+            "node": self._hub.cluster.node_id,
+        }
+        then = partial(self._answered, connection, wish, ack, hops)
+        try:
+            self._hub.cluster.ask_node(node, "claim", question, CLAIM_TIMEOUT, then)
+        except BadMessage:
+            self._refuse(connection, ack, Refusal.IDENTITY)
+        except RealtimeError as error:
+            log.debug("node %s cannot be asked for a session: %s", node, error)
+            self._refuse(connection, ack, Refusal.UNREACHABLE)
+        else:
+            self._claiming.add(connection)
+
+    def is_claiming(self, connection: Connection) -> bool:
+        """Tell whether a connection waits for the answer of a node."""
+        return connection in self._claiming
+
+    def _refuse(self, connection: Connection, ack: str | int | None, refusal: Refusal) -> None:
+        self._claiming.discard(connection)
+        if not connection.closed:
+            self._sessions.begin(connection, ack, refusal)
+
+    def _answered(
+        self,
+        connection: Connection,
+        wish: Wish,
+        ack: str | int | None,
+        hops: int,
+        result: Any,
+        error: Exception | None,
+    ) -> None:
+        """A node has answered. What it forwards comes after this, so nothing here may wait."""
+        self._claiming.discard(connection)
+        if error is not None:
+            log.info("a session could not be fetched from its node: %s", error)
+            self._refuse(connection, ack, Refusal.UNREACHABLE)
+        elif "moved" in result:
+            if hops < MOST_HOPS and not connection.closed:
+                self.claim(connection, wish, ack, result["moved"], hops + 1)
+        elif "refused" in result:
+            self._refuse(connection, ack, Refusal[result["refused"]])
+        else:
+            self._install(connection, wish, ack, result)
+
+    def _install(self, connection: Connection, wish: Wish, ack: str | int | None, state: dict[str, Any]) -> None:
+        """Have the client here, as one that is away; and if its connection is still there, back at once."""
+        hub = self._hub
+        assert wish.token is not None
+        wire = connection.wire
+        client = _MovedClient(
+            wire=wire,
+            identity=connection.identity,
+            remote_address=connection.remote_address,
+            metadata=state["metadata"],
+        )
+        client.id = state["id"]
+        client.connected_at = state["connected_at"]
+        client.answers = state["answers"]
+        if state["calls"]:
+            client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
+        hub.adopt(client, state["rooms"])
+        codec = CODECS[state["codec"]]
+        frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]
+        session = self._sessions.restore(client, frames, state["first"], state["received"], wish.token)
+        hub.counters["sessions_moved_in"] += 1
+        if not connection.closed:
+            self._sessions.resume(session, connection, wish, ack)
+
+    # The old node ------------------------------------------------------------------------------------------
+
+    def hand_over(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Give a session away, if who asks may have it. Waits a little for the client's handler: switches."""
+        token, node = arguments["token"], arguments["node"]
+        session = self._sessions.find(token)
+        if session is not None and self._is_of(session, arguments["identity"]):
+            self._let_handlers_finish(session.client)
+            session = self._sessions.find(token)
+        if session is None:
+            went = self._went.get(token)
+            return {"moved": went[0]} if went is not None and went[0] != node else {"refused": "UNKNOWN"}
+        if not self._is_of(session, arguments["identity"]):
+            self._hub.counters["sessions_foreign"] += 1
+            return {"refused": "UNKNOWN"}
+        refusal = self._sessions.objection(session, session.client.wire, arguments["received"])
+        if refusal is None and session.client.wire.unfinish is None:
+            refusal = Refusal.CODEC
+        if refusal is not None:
+            return {"refused": refusal.name}
+        return self._part_with(session, node, arguments["received"])
+
+    def _is_of(self, session: Session, identity: Any) -> bool:
+        """Compare with an identity that came through the mesh, as ours would have come."""
+        try:
+            return bool(MSGPACK.encode(session.client.identity) == MSGPACK.encode(identity))
+        except BadMessage:
+            return False
+
+    def _let_handlers_finish(self, client: Connection) -> None:
+        """So that what the client sends next, to its new node, is not handled before what it sent here."""
+        deadline = time.monotonic() + HANDLERS_FINISH
+        while client.busy and not client.is_awaited and time.monotonic() < deadline:
+            gevent.sleep(LOOK)
+
+    def _part_with(self, session: Session, node: str, received: int) -> dict[str, Any]:
+        """Return a session's state; from now on its messages go to the node."""
+        self._sessions.cut_off(session, "its client has come back to another node")
+        hub, client, ring = self._hub, session.client, session.ring
+        ring.confirm(received)
+        wire = client.wire
+        assert wire.unfinish is not None
+        state = {
+            "node": hub.cluster.node_id,
+            "id": client.id,
+            "metadata": client.metadata,
+            "connected_at": client.connected_at,
+            "rooms": hub.rooms.rooms_for(client.id),
+            "codec": wire.codec.name,
+            "first": ring.first,
+            "bodies": [wire.unfinish(frame) for frame in ring.frames],
+            "received": session.received,
+            "answers": client.answers,
+            "calls": list(client.calls or ()),
+        }
+        try:
+            MSGPACK.encode(state)
+        except BadMessage as error:  # what an application put into its metadata
+            log.warning("client %s cannot move to node %s: %s", client.id, node, error)
+            return {"refused": Refusal.IDENTITY.name}
+        now = time.monotonic()
+        self._forget_old(now)
+        for token in session.tokens:
+            self._went[token] = node, now + self._limits.session_grace
+        if client.calls:
+            self._departed[client.id] = client, now + self._limits.session_grace
+        for waiter in client.waiters or ():
+            waiter.result.set_exception(ConnectionClosed(CloseCode.REPLACED, "the client has moved to another node"))
+        client.waiters = None
+        outbox = Outbox(_Forward(self, client.id, node, wire), hub.flusher, hub.limits)
+        self._sessions.let_go(session, outbox)
+        self._moving[client.id] = session, node
+        hub.counters["sessions_moved_out"] += 1
+        return state
+
+    def _forget_old(self, now: float) -> None:
+        for token in [token for token, (_, until) in self._went.items() if until < now]:
+            del self._went[token]
+        for client_id in [client_id for client_id, (_, until) in self._departed.items() if until < now]:
+            del self._departed[client_id]
+
+    def removed(self, client_id: str) -> None:
+        """A client is gone, though another node should have it: it was not seen there in time."""
+        self._moving.pop(client_id, None)
+
+    def arrived(self, client_id: str, node: str) -> None:
+        """A client that may be one of ours is seen at another node."""
+        session, expected = self._moving.get(client_id, (None, ""))
+        if session is None or expected != node:
+            return
+        del self._moving[client_id]
+        hub = self._hub
+        rooms = hub.rooms.rooms_for(client_id)
+        self._sessions.abandon(session)
+        hub.release(session.client)
+        others = [other for other in hub.cluster.node_ids() if other != node]
+        late = self._late[client_id] = _Late(node, rooms, len(others))
+        for other in others:
+            self._ask_whether_known(client_id, late, other)
+        if not others:
+            self._all_know(client_id)
+
+    def _ask_whether_known(self, client_id: str, late: _Late, other: str) -> None:
+        def then(result: Any, error: Exception | None) -> None:
+            late.unaware -= 1
+            if not late.unaware and self._late.get(client_id) is late:
+                self._all_know(client_id)
+
+        try:
+            question = {"client": client_id, "node": late.node}
+            self._hub.cluster.ask_node(other, "know", question, 2 * KNOWN_TIMEOUT, then)
+        except RealtimeError as error:
+            log.debug("node %s cannot be asked: %s", other, error)
+            then(None, error)
+
+    def _all_know(self, client_id: str) -> None:
+        del self._late[client_id]
+        self._hub.cluster.client_went(client_id)
+
+    def know(self, arguments: Mapping[str, Any]) -> bool:
+        """Wait until a client is known to be at a node. Switches."""
+        deadline = time.monotonic() + KNOWN_TIMEOUT
+        while self._hub.cluster.home(arguments["client"]) != arguments["node"]:
+            if time.monotonic() >= deadline:
+                return False
+            gevent.sleep(LOOK)
+        return True
+
+    # What still comes to the old node ------------------------------------------------------------------------
+
+    def relay(self, client_id: str, node: str, message: Outbound) -> None:
+        """Send what is for a client that has moved to where it is now."""
+        hub = self._hub
+        hub.counters["sessions_forwarded"] += 1
+        hub.cluster.forward(hub.cluster.home(client_id) or node, client_id, message)
+
+    def forward(self, client_id: str, message: Outbound) -> bool:
+        """Another node sends to a client that has moved; False if it has not."""
+        late = self._late.get(client_id)
+        if late is None:
+            return False
+        self.relay(client_id, late.node, message)
+        return True
+
+    def forward_to_room(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
+        """Another node sends to a room, or to all, and does not except a client that has moved: return how many."""
+        found = [
+            (client_id, late.node)
+            for client_id, late in self._late.items()
+            if (room is None or room in late.rooms) and client_id not in except_ids
+        ]
+        for client_id, node in found:
+            self.relay(client_id, node, message)
+        return len(found)
+
+    # Answers to calls of handlers that are left at the old node -------------------------------------------------
+
+    def _forwarding(self, node: str, client_id: str, ack: int) -> AsyncResult[Any]:
+        answer: AsyncResult[Any] = AsyncResult()
+        answer.rawlink(partial(self._send_answer, node, client_id, ack))
+        return answer
+
+    def _send_answer(self, node: str, client_id: str, ack: int, answer: AsyncResult[Any]) -> None:
+        said: dict[str, Any] = {"client": client_id, "ack": ack}
+        if answer.successful():
+            said["result"] = answer.get()
+        elif isinstance(answer.exception, CallFailed):
+            said["failed"] = [answer.exception.message, answer.exception.code]
+        else:
+            said["closed"] = getattr(answer.exception, "code", CloseCode.ABNORMAL)
+        try:
+            self._hub.cluster.ask_node(node, "answer", said, CLAIM_TIMEOUT, _ignore)
+        except RealtimeError as error:
+            log.debug("an answer cannot be passed on to node %s: %s", node, error)
+
+    def take_answer(self, arguments: Mapping[str, Any]) -> bool:
+        """A client that has moved has answered a call of a handler here; False if none waits any more."""
+        client, _ = self._departed.get(arguments["client"], (None, 0.0))
+        answer = client.calls.pop(arguments["ack"], None) if client is not None and client.calls else None
+        if answer is None:
+            return False
+        if "failed" in arguments:
+            text, code = arguments["failed"]
+            answer.set_exception(CallFailed(str(text), code=str(code or ErrorCode.REJECTED)))
+        elif "closed" in arguments:
+            answer.set_exception(ConnectionClosed(int(arguments["closed"]), "the client has disconnected"))
+        else:
+            answer.set(arguments.get("result"))
+        return True
+
+
+def _ignore(result: Any, error: Exception | None) -> None:
+    """Nobody waits for it."""

@@ -1,0 +1,355 @@
+"""Sessions that go on at another node: clients whose way leads to any of three nodes of a mesh."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from cutting_proxy import CuttingProxy
+from gevent.event import Event
+from session_peer import PATIENCE, SessionPeer
+
+from realtime import ConnectionClosed, Limits, MeshOptions, PeerMeshTransport, RealtimeKernel, WebSocketTransport
+
+if TYPE_CHECKING:
+    from tests.conftest import InThread
+
+QUICK = MeshOptions(ping=0.05, suspect=10.0, down=20.0, backoff=0.05, backoff_max=0.1, authentication=5.0)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a state that nothing announces."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        gevent.sleep(0.005)
+
+
+def who_is_it(request: Any) -> Any:
+    return request.query.get("user")
+
+
+class Node:
+    """A kernel with WebSockets and a mesh, and what became of clients here."""
+
+    def __init__(self, name: str, peers: list[str], authenticate: Any) -> None:
+        self.name = name
+        self.mesh = PeerMeshTransport(0, node_id=name, peers=peers, options=QUICK)
+        self.sockets = WebSocketTransport(0, "/realtime", authenticate=authenticate)
+        self.kernel = RealtimeKernel(
+            [self.sockets, self.mesh], limits=Limits(session_grace=300.0), log_level="critical"
+        )
+        self.events: list[tuple[str, str]] = []
+        self.taken: list[Any] = []
+        self.kernel.on("client:connected", self._note("came"))
+        self.kernel.on("client:disconnected", self._note("went"))
+        self.kernel.on("join", lambda message, context, toolkit: toolkit.rooms.join(message.room))
+        self.kernel.on("echo", lambda message, context, toolkit: message.payload)
+        self.kernel.on("number", lambda message, context, toolkit: self.taken.append(message.payload))
+
+    def _note(self, word: str) -> Callable[[Any, Any, Any], None]:
+        def handler(message: Any, context: Any, toolkit: Any) -> None:
+            if context.transport != "mesh":
+                self.events.append((word, context.id))
+
+        return handler
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.mesh.port}"
+
+    def counter(self, name: str) -> int:
+        return int(self.kernel.stats()["counters"].get(name, 0))
+
+
+class Cluster:
+    """Three nodes, and a proxy whose connections lead to the one that is chosen."""
+
+    def __init__(self, authenticate: Any = None, size: int = 3, seed: int = 0) -> None:
+        self.nodes: list[Node] = []
+        for number in range(size):
+            node = Node(f"n{number}", [one.address for one in self.nodes], authenticate)
+            self.nodes.append(node)
+            node.kernel.start()
+        self.chosen = 0
+        self.proxy = CuttingProxy(lambda: self.nodes[self.chosen].sockets.port, seed=seed)
+        self.proxy.__enter__()
+        until(lambda: all(len(node.mesh.nodes()) == size - 1 for node in self.nodes), "they know each other")
+
+    def close(self) -> None:
+        self.proxy.__exit__()
+        for node in self.nodes:
+            node.kernel.stop()
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.proxy.port}/realtime"
+
+    def settled_at(self, client_id: str, place: int) -> None:
+        """Wait until a client is known at one node alone, everywhere."""
+
+        def settled() -> bool:
+            for node in self.nodes:
+                home = node.kernel.hub.cluster.home(client_id)
+                here = client_id in node.kernel.hub.connections
+                if (here, home) != ((True, None) if node is self.nodes[place] else (False, f"n{place}")):
+                    return False
+                if node.kernel.hub.sessions.moves._late:
+                    return False
+            return all(node.mesh._engine.core._index.shared == set() for node in self.nodes)  # type: ignore[union-attr]
+
+        until(settled, f"{client_id} is at n{place}")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    running = Cluster()
+    yield running
+    running.close()
+
+
+def test_a_client_goes_on_at_another_node(cluster: Cluster, in_thread: InThread) -> None:
+    old, new, third = cluster.nodes
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    in_thread(peer.ask, "join", room="tea")
+    old.kernel.presence.update(own, {"name": "Ada"})
+    entry = old.kernel.presence.get(own)
+    until(lambda: third.kernel.presence.get(own) == entry, "it is known")
+    cluster.proxy.cut()
+    third.kernel.broadcast({"type": "said", "payload": 1}, "tea")
+    third.kernel.send(own, {"type": "told", "payload": 2})
+    cluster.chosen = 1
+    about = in_thread(peer.resume)
+    assert (about["resumed"], peer.welcome["id"], about["received"]) == (True, own, 1)
+    assert about["token"].startswith("n1.")
+    for number, node in enumerate(cluster.nodes, 3):
+        assert node.kernel.rooms.members("tea") == [own]
+        node.kernel.broadcast({"type": "said", "payload": number}, "tea")
+    got = [in_thread(peer.receive)["payload"] for _ in range(5)]
+    assert (got[:2], sorted(got[2:])) == ([1, 2], [3, 4, 5])
+    cluster.settled_at(own, 1)
+    for node in cluster.nodes:
+        assert node.kernel.presence.get(own) == entry
+        assert node.kernel.rooms.members("tea") == [own]
+        assert ("went", own) not in node.events
+        node.kernel.send(own, {"type": "told", "payload": node.name})
+    assert sorted(in_thread(peer.receive)["payload"] for _ in range(3)) == ["n0", "n1", "n2"]
+    assert in_thread(peer.ask, "echo", payload="here") == "here"
+    assert (old.counter("sessions_moved_out"), new.counter("sessions_moved_in")) == (1, 1)
+    in_thread(peer.close)
+    until(lambda: ("went", own) in new.events, "it said goodbye there")
+    until(lambda: not third.kernel.rooms.members("tea"), "all know that it is gone")
+    assert [("went", own) in node.events for node in cluster.nodes] == [False, True, False]
+
+
+def test_it_may_move_on_and_come_home(cluster: Cluster, in_thread: InThread) -> None:
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    in_thread(peer.ask, "join", room="tea")
+    for number, place in enumerate([1, 2, 0, 1]):
+        cluster.proxy.cut(silently=bool(number % 2))
+        cluster.chosen = place
+        assert in_thread(peer.resume)["resumed"]
+        assert in_thread(peer.ask, "echo", payload=place) == place
+    cluster.settled_at(own, 1)
+    cluster.nodes[0].kernel.broadcast({"type": "said", "payload": "on"}, "tea")
+    assert in_thread(peer.receive)["payload"] == "on"
+    in_thread(peer.close)
+
+
+def test_a_token_leads_to_where_its_session_went(cluster: Cluster, in_thread: InThread) -> None:
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    for place in (1, 2, 0):  # none of the welcomes arrives
+        lost = SessionPeer(cluster.url)
+        lost.confirm = lambda: None  # type: ignore[method-assign]
+        cluster.proxy.cut(silently=True)
+        cluster.chosen = place
+        assert in_thread(lost.connect, {"token": peer.token, "received": 0})["resumed"]
+    cluster.proxy.cut()
+    assert in_thread(peer.resume)["resumed"]
+    assert peer.welcome["id"] == own
+    in_thread(peer.close)
+
+
+def test_a_handler_left_behind_gets_its_answer_and_can_reply(cluster: Cluster, in_thread: InThread) -> None:
+    old = cluster.nodes[0]
+
+    @old.kernel.on("quiz")
+    def quiz(message: Any, context: Any, toolkit: Any) -> Any:
+        answer = toolkit.call(context.id, {"type": "question"}, timeout=PATIENCE)
+        toolkit.reply({"type": "noted", "payload": answer})
+        return answer
+
+    @old.kernel.on("wait")
+    def wait(message: Any, context: Any, toolkit: Any) -> None:
+        try:
+            toolkit.wait_for("word", timeout=PATIENCE)
+        except ConnectionClosed as closed:
+            old.taken.append(closed.code)
+
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    in_thread(peer.send, "quiz", ack=1)
+    question = in_thread(peer.until, "question")
+    in_thread(peer.send, "wait")
+    cluster.proxy.cut()
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    in_thread(peer.send, "system:ack", payload={"ack": question["ack"], "result": 42})
+    assert in_thread(peer.until, "noted")["payload"] == 42
+    assert in_thread(peer.until, "system:ack")["payload"] == {"ack": 1, "result": 42}
+    until(lambda: old.taken == [4010], "a handler that waits for a message is told")
+    in_thread(peer.close)
+
+
+def test_a_call_is_over_with_its_client_wherever_that_is(cluster: Cluster, in_thread: InThread) -> None:
+    old = cluster.nodes[0]
+
+    @old.kernel.on("quiz")
+    def quiz(message: Any, context: Any, toolkit: Any) -> None:
+        try:
+            toolkit.call(context.id, {"type": "question"}, timeout=PATIENCE)
+        except ConnectionClosed as closed:
+            old.taken.append(closed.code)
+
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    in_thread(peer.send, "quiz")
+    in_thread(peer.until, "question")
+    cluster.proxy.cut()
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    in_thread(peer.close)
+    until(lambda: old.taken == [1000], "the handler is told")
+
+
+def test_a_session_of_a_node_that_is_gone_cannot_be_resumed(cluster: Cluster, in_thread: InThread) -> None:
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    cluster.proxy.cut()
+    cluster.nodes[0].kernel.stop()
+    cluster.chosen = 1
+    about = in_thread(peer.resume)
+    assert not about["resumed"]
+    assert about["reason"] in ("unknown", "its node cannot be reached")
+    assert peer.welcome["id"] != own
+    assert in_thread(peer.ask, "echo", payload=1) == 1
+    in_thread(peer.close)
+
+
+def test_the_identity_is_compared_across_nodes(in_thread: InThread) -> None:
+    cluster = Cluster(who_is_it, size=2)
+    try:
+        peer = SessionPeer(cluster.url + "?user=ann")
+        in_thread(peer.connect)
+        cluster.proxy.cut()
+        cluster.chosen = 1
+        thief = SessionPeer(cluster.url + "?user=bob")
+        about = in_thread(thief.connect, {"token": peer.token, "received": 0})
+        assert (about["resumed"], about["reason"]) == (False, "unknown")
+        assert cluster.nodes[0].counter("sessions_foreign") == 1
+        forged = in_thread(thief.connect, {"token": "n0.forged", "received": 0})
+        assert (forged["resumed"], forged["reason"]) == (False, "unknown")
+        assert in_thread(peer.resume)["resumed"]
+        in_thread(thief.close)
+        in_thread(peer.close)
+    finally:
+        cluster.close()
+
+
+def test_an_identity_that_cannot_cross_keeps_the_session_at_home(in_thread: InThread) -> None:
+    cluster = Cluster(lambda request: object, size=2)
+    try:
+        peer = SessionPeer(cluster.url)
+        in_thread(peer.connect)
+        cluster.proxy.cut()
+        cluster.chosen = 1
+        stranger = SessionPeer(cluster.url)
+        about = in_thread(stranger.connect, {"token": peer.token, "received": 0})
+        assert (about["resumed"], about["reason"]) == (False, "its identity cannot be carried to another node")
+        cluster.chosen = 0
+        assert in_thread(peer.resume)["resumed"]
+        in_thread(stranger.close)
+        in_thread(peer.close)
+    finally:
+        cluster.close()
+
+
+def test_a_session_goes_on_at_another_node_in_another_codec(cluster: Cluster, in_thread: InThread) -> None:
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    cluster.proxy.cut()
+    cluster.nodes[0].kernel.send(own, {"type": "told", "payload": {"a": [1, "ä"]}})
+    cluster.chosen, peer.subprotocol = 1, "realtime.msgpack.v1"
+    assert in_thread(peer.resume)["resumed"]
+    assert in_thread(peer.receive)["payload"] == {"a": [1, "ä"]}
+    in_thread(peer.close)
+
+
+@pytest.mark.parametrize("seed", [int(text) for text in os.environ.get("REALTIME_SEEDS", "1 2").split()])
+def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thread: InThread) -> None:
+    """Each node publishes to a room; what one node says comes once, and its direct messages as well."""
+    count = 400
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    done = Event()
+    cluster = Cluster(seed=seed)
+    try:
+        peer = SessionPeer(cluster.url)
+        in_thread(peer.connect)
+        in_thread(peer.ask, "join", room="numbers")
+        own = peer.welcome["id"]
+        until(lambda: all(node.kernel.presence.get(own) for node in cluster.nodes), "it is known")
+        until(lambda: all(node.kernel.rooms.members("numbers") for node in cluster.nodes), "its room is known")
+
+        def publish(node: Node) -> None:
+            for number in range(count):
+                node.kernel.broadcast({"type": "number", "payload": [node.name, number]}, "numbers")
+                node.kernel.send(own, {"type": "direct", "payload": [node.name, number]})
+                gevent.sleep(dice.uniform(0, 0.01))
+
+        def cut() -> None:
+            while not done.wait(dice.uniform(0.05, 0.3)):
+                cluster.chosen = dice.randrange(3)
+                cluster.proxy.cut(silently=dice.random() < 0.3)
+
+        def play() -> list[tuple[str, str, int]]:
+            got = []
+            for number in range(6 * count):
+                if number % 6 == 0:
+                    peer.send("number", payload=number // 6)
+                message = peer.receive_through_cuts()
+                name, value = message["payload"]
+                got.append((message["type"], name, value))
+            peer.send("echo", ack="end")
+            assert peer.receive_through_cuts()["type"] == "system:ack"
+            return got
+
+        jobs = [gevent.spawn(publish, node) for node in cluster.nodes] + [gevent.spawn(cut)]
+        try:
+            got = in_thread(play)
+        finally:
+            done.set()
+            gevent.joinall(jobs, raise_error=True)
+        for node in cluster.nodes:
+            for kind in ("number", "direct"):
+                values = [value for type_, name, value in got if (type_, name) == (kind, node.name)]
+                assert sorted(values) == list(range(count)), (kind, node.name)
+        assert sorted(value for node in cluster.nodes for value in node.taken) == list(range(count))
+        assert sum(node.counter("sessions_moved_in") for node in cluster.nodes) > 0
+        assert not any(("went", own) in node.events for node in cluster.nodes)
+        in_thread(peer.close)
+    finally:
+        cluster.close()
