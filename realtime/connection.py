@@ -113,6 +113,7 @@ class Connection(ABC):
         "concurrent",
         "connected_at",
         "context",
+        "departed",
         "greeting",
         "id",
         "identity",
@@ -160,6 +161,7 @@ class Connection(ABC):
         self.busy = False  # a worker has this connection's inbox, or will
         self.paused = False  # reading stopped because the inbox is full
         self.closed = False
+        self.departed = False  # its session goes on at another node
         self.greeting = False  # client:connected has not been handled yet
         self.leaving = False  # its transport knows that only what a socket holds can still come
         self.concurrent = 0  # handlers running beside the inbox

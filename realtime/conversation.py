@@ -17,7 +17,12 @@ from realtime.message import Message
 if TYPE_CHECKING:
     from realtime.hub import Hub
 
-__all__ = ["Waiter", "call", "give_up", "take_answer", "wait_for"]
+__all__ = ["Waiter", "call", "give_up", "moved", "take_answer", "wait_for"]
+
+
+def moved() -> ConnectionClosed:
+    """Return what to raise where a handler waits for the messages of a client that sends them to another node."""
+    return ConnectionClosed(CloseCode.REPLACED, "the client has moved to another node")
 
 
 class Waiter:
@@ -49,6 +54,9 @@ def call(hub: Hub, connection: Connection, message: Mapping[str, Any] | Message,
     """
     if connection.closed:
         raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+    if connection.departed:
+        hub.sessions.moves.wait_until_seen(connection.id)
+        return hub.cluster.ask(connection.id, "call", {"message": message, "timeout": timeout}, timeout)
     connection.answers += 1
     ack = connection.answers
     outbound = hub.outbound(message, ack=ack)
@@ -108,6 +116,8 @@ def wait_for(hub: Hub, connection: Connection, event: str, timeout: float | None
             return message
     if connection.closed:
         raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+    if connection.departed:
+        raise moved()
     if connection.waiters is None:
         connection.waiters = []
     timer = gevent.Timeout.start_new(timeout)  # first: it complains of what is no time

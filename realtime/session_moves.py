@@ -24,6 +24,7 @@ from gevent.event import AsyncResult
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits
 from realtime.connection import Connection
+from realtime.conversation import moved
 from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
 from realtime.message import CODECS, MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
@@ -105,7 +106,8 @@ class Moves:
         self._sessions = sessions
         self._hub = sessions.hub
         self._claiming: set[Connection] = set()
-        self._moving: dict[str, tuple[Session, str]] = {}  # handed over to a node, and not seen there yet
+        # handed over to a node in some rooms, and not seen there yet
+        self._moving: dict[str, tuple[Session, str, Collection[str]]] = {}
         self._late: dict[str, _Late] = {}
         self._went: dict[str, tuple[str, float]] = {}  # tokens: where their sessions went, and until when it matters
         self._departed: dict[str, tuple[Connection, float]] = {}  # clients whose handlers may wait for answers
@@ -244,12 +246,13 @@ class Moves:
         ring.confirm(received)
         wire = client.wire
         assert wire.unfinish is not None
+        rooms = hub.rooms.rooms_for(client.id)
         state = {
             "node": hub.cluster.node_id,
             "id": client.id,
             "metadata": client.metadata,
             "connected_at": client.connected_at,
-            "rooms": hub.rooms.rooms_for(client.id),
+            "rooms": rooms,
             "codec": wire.codec.name,
             "first": ring.first,
             "bodies": [wire.unfinish(frame) for frame in ring.frames],
@@ -269,11 +272,12 @@ class Moves:
         if client.calls:
             self._departed[client.id] = client, now + self._limits.session_grace
         for waiter in client.waiters or ():
-            waiter.result.set_exception(ConnectionClosed(CloseCode.REPLACED, "the client has moved to another node"))
+            waiter.result.set_exception(moved())
         client.waiters = None
+        client.departed = True
         outbox = Outbox(_Forward(self, client.id, node, wire), hub.flusher, hub.limits)
         self._sessions.let_go(session, outbox)
-        self._moving[client.id] = session, node
+        self._moving[client.id] = session, node, rooms
         hub.counters["sessions_moved_out"] += 1
         return state
 
@@ -289,12 +293,14 @@ class Moves:
 
     def arrived(self, client_id: str, node: str) -> None:
         """A client that may be one of ours is seen at another node."""
-        session, expected = self._moving.get(client_id, (None, ""))
+        session, expected, handed = self._moving.get(client_id, (None, "", ()))
         if session is None or expected != node:
             return
         del self._moving[client_id]
         hub = self._hub
         rooms = hub.rooms.rooms_for(client_id)
+        if set(rooms) != set(handed):
+            hub.workers.submit(partial(self._catch_up, client_id, frozenset(rooms), frozenset(handed)))
         self._sessions.abandon(session)
         hub.release(session.client)
         others = [other for other in hub.cluster.node_ids() if other != node]
@@ -303,6 +309,22 @@ class Moves:
             self._ask_whether_known(client_id, late, other)
         if not others:
             self._all_know(client_id)
+
+    def _catch_up(self, client_id: str, rooms: frozenset[str], handed: frozenset[str]) -> None:
+        """In a worker: have the client join and leave at its new node what it did here while it moved."""
+        try:
+            for room in rooms - handed:
+                self._hub.rooms.join(room, client_id)
+            for room in handed - rooms:
+                self._hub.rooms.leave(room, client_id)
+        except RealtimeError as error:
+            log.warning("client %s is not in all its rooms after it moved: %s", client_id, error)
+
+    def wait_until_seen(self, client_id: str) -> None:
+        """Wait until a client that was handed over is seen at its new node. Switches."""
+        deadline = time.monotonic() + CLAIM_TIMEOUT
+        while client_id in self._moving and time.monotonic() < deadline:
+            gevent.sleep(LOOK)
 
     def _ask_whether_known(self, client_id: str, late: _Late, other: str) -> None:
         def then(result: Any, error: Exception | None) -> None:

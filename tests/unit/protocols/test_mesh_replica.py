@@ -7,7 +7,15 @@ from collections import Counter
 import pytest
 
 from realtime.errors import BadMessage, MeshError, MessageTooBig
-from realtime.protocols.mesh_actions import Action, ClientCame, ClientWent, MetadataReplaced, RoomJoined, RoomLeft
+from realtime.protocols.mesh_actions import (
+    Action,
+    ClientCame,
+    ClientMoved,
+    ClientWent,
+    MetadataReplaced,
+    RoomJoined,
+    RoomLeft,
+)
 from realtime.protocols.mesh_bodies import (
     METADATA_SIZE,
     Came,
@@ -38,7 +46,7 @@ class Origin:
         self.state = NodeState()
         self.events: list[Action] = []
         self.counters: Counter[str] = Counter()
-        self.replicas = replicas or Replicas(self.events, self.counters)
+        self.replicas = replicas or Replicas(self.events, self.counters, NodeState())
 
     def change(self, *operations: Operation) -> Delta:
         """Make changes; return the delta without telling it."""
@@ -233,6 +241,26 @@ def test_one_id_on_two_nodes_is_found_while_either_has_it(origin: Origin) -> Non
     assert index.home("a") == "bob"
     other.tell(Went("a"))
     assert index.home("a") is None
+
+
+def test_a_client_that_moves_between_nodes_is_told_as_moved_and_leaves_once(origin: Origin) -> None:
+    other = Origin("bob", origin.replicas)
+    other.snapshot()
+    origin.tell(came("a"))
+    origin.tell(Joined("tea", "a"))
+    origin.tell(Joined("milk", "a"))
+    origin.events.clear()
+    other.tell(came("a"))
+    other.tell(Joined("tea", "a"))
+    origin.tell(Went("a"))
+    other.tell(Left("tea", "a"))
+    other.tell(Went("a"))
+    assert origin.events == [
+        ClientMoved("bob", "a"),
+        RoomLeft(origin.node, "milk", "a"),  # where it was not at its new node
+        RoomLeft("bob", "tea", "a"),
+        ClientWent("bob", "a"),
+    ]
 
 
 def test_a_large_snapshot_travels_in_a_window_of_bounded_pieces() -> None:
