@@ -78,9 +78,11 @@ class Hub:
         ``context.rooms`` are those it was in. Must not wait, nor raise."""
         self.on_detached: list[Callable[[Context, int], None]] = []
         """Told of each client that lost its connection and may resume its session, with the close code: ``on_resumed``
-        or ``on_gone`` follows. As ``on_gone``."""
+        at this node or another, or ``on_gone`` follows. As ``on_gone``."""
         self.on_resumed: list[Callable[[Context], None]] = []
         """Told of each such client that is back. As ``on_gone``."""
+        self.on_moved: list[Callable[[Context], None]] = []
+        """Told of each client that is one of another node now, instead of ``on_gone``. As that."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()
@@ -283,6 +285,8 @@ class Hub:
         self.presence.remove(connection.id)
         self._speaks(connection.wire.codec, -1)
         self.cluster.client_moved(connection.id)
+        for tell in self.on_moved:
+            tell(connection.context)
 
     def rewire(self, connection: Connection, wire: Wire) -> None:
         """A client has come back by a connection that may speak another codec."""

@@ -8,15 +8,23 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgpack
+from gevent.event import Event
 from requirements import module
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
-__all__ = ["PATIENCE", "SessionPeer"]
+__all__ = ["PATIENCE", "SessionPeer", "wait_for_more"]
 
 PATIENCE = 60.0  # seconds any wait may take before the test fails
 UNCOUNTED = ("system:hello", "system:welcome", "system:received")
+
+
+def wait_for_more(peer: SessionPeer, count: int, done: Event) -> None:
+    """Wait, beside the peer's thread, until it has so many messages more than now, or until ``done``."""
+    wanted = peer.received + count
+    while peer.received < wanted and not done.wait(0.002):
+        pass
 
 
 class SessionPeer:

@@ -12,9 +12,9 @@ import gevent
 import pytest
 from cutting_proxy import CuttingProxy
 from gevent.event import AsyncResult, Event
-from session_peer import PATIENCE, SessionPeer
+from session_peer import PATIENCE, SessionPeer, wait_for_more
 
-from realtime import ConnectionClosed, Heartbeat, Limits, RealtimeKernel, WebSocketTransport
+from realtime import ConnectionClosed, Heartbeat, Limits, RealtimeKernel, WebRTCSignalingBridge, WebSocketTransport
 
 if TYPE_CHECKING:
     from tests.conftest import InThread
@@ -250,6 +250,29 @@ def test_stopping_ends_sessions_that_are_away(in_thread: InThread) -> None:
         rig.kernel.stop()
         assert rig.events[-1] == ("went", peer.welcome["id"])
         assert rig.sessions["open"] == 0
+
+
+def test_a_call_hears_who_is_lost_and_back_under_the_same_id(rig: Rig, in_thread: InThread) -> None:
+    WebRTCSignalingBridge(auto_join_rooms=True).attach(rig.kernel)
+    peers = [SessionPeer(rig.url) for _ in range(2)]
+    for peer in peers:
+        in_thread(peer.connect)
+        in_thread(peer.send, "webrtc:join", room="call", payload={"metadata": {"name": "Ada"}})
+        in_thread(peer.until, "webrtc:peers")
+    staying, lost = peers
+    in_thread(staying.until, "webrtc:peer-joined")
+    own = lost.welcome["id"]
+    in_thread(lost.drop)
+    bye = in_thread(staying.until, "webrtc:bye")["payload"]
+    assert (bye["from"], bye["reason"], bye["returns_within"]) == (own, "lost", 300)
+    offer = {"target": own, "description": {"type": "offer", "sdp": "v=0\r\n"}}
+    in_thread(staying.ask, "webrtc:offer", payload=offer)
+    assert in_thread(lost.resume)["resumed"]
+    assert in_thread(lost.until, "webrtc:offer")["payload"]["from"] == staying.welcome["id"]
+    joined = in_thread(staying.until, "webrtc:peer-joined")["payload"]
+    assert (joined["id"], joined["metadata"], "replaces" in joined) == (own, {"name": "Ada"}, False)
+    for peer in peers:
+        in_thread(peer.close)
 
 
 # Bounds ------------------------------------------------------------------------------------------------------
@@ -489,8 +512,12 @@ def test_numbered_messages_arrive_once_and_in_order_through_random_cuts(seed: in
                     gevent.sleep(0.002)
 
         def cut() -> None:
-            while not done.wait(dice.uniform(0.01, 0.15)):
+            while not done.is_set():
+                wait_for_more(peer, dice.randint(1, 300), done)
                 rig.proxy.cut(silently=dice.random() < 0.3)
+                if dice.random() < 0.5:  # while it comes back, perhaps
+                    gevent.sleep(dice.uniform(0, 0.05))
+                    rig.proxy.cut()
 
         def play() -> tuple[list[Any], list[Any]]:
             got: dict[str, list[Any]] = {"number": [], "direct": []}

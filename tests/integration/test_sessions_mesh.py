@@ -12,7 +12,7 @@ import gevent
 import pytest
 from cutting_proxy import CuttingProxy
 from gevent.event import Event
-from session_peer import PATIENCE, SessionPeer
+from session_peer import PATIENCE, SessionPeer, wait_for_more
 
 from realtime import ConnectionClosed, Limits, MeshOptions, PeerMeshTransport, RealtimeKernel, WebSocketTransport
 
@@ -321,7 +321,8 @@ def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thre
                 gevent.sleep(dice.uniform(0, 0.01))
 
         def cut() -> None:
-            while not done.wait(dice.uniform(0.05, 0.3)):
+            while not done.is_set():
+                wait_for_more(peer, dice.randint(1, 150), done)
                 cluster.chosen = dice.randrange(3)
                 cluster.proxy.cut(silently=dice.random() < 0.3)
 
