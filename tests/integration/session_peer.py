@@ -89,7 +89,10 @@ class SessionPeer:
     def drop(self) -> None:
         """Release the socket without a close frame."""
         assert self._ws is not None
-        self._ws.socket.shutdown(socket.SHUT_RDWR)
+        try:
+            self._ws.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was cut off already
 
     def close(self) -> None:
         """Say goodbye."""
