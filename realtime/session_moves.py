@@ -47,9 +47,7 @@ MOST_HOPS = 4  # moves of one session that a token may be behind
 class _MovedClient(Connection):
     """A client that first came to another node: never a connection of its own, others carry it."""
 
-    __slots__ = ()
-
-    transport = "moved"
+    __slots__ = ("transport",)
 
     def transmit(self, frame: bytes) -> None:
         """Its outbox is always another's."""
@@ -191,6 +189,7 @@ class Moves:
             remote_address=connection.remote_address,
             metadata=state["metadata"],
         )
+        client.transport = connection.transport
         client.id = state["id"]
         client.connected_at = state["connected_at"]
         client.answers = state["answers"]
@@ -282,10 +281,9 @@ class Moves:
         return state
 
     def _forget_old(self, now: float) -> None:
-        for token in [token for token, (_, until) in self._went.items() if until < now]:
-            del self._went[token]
-        for client_id in [client_id for client_id, (_, until) in self._departed.items() if until < now]:
-            del self._departed[client_id]
+        for memory in (self._went, self._departed):
+            while memory and next(iter(memory.values()))[1] < now:  # the first is the first to expire
+                del memory[next(iter(memory))]
 
     def removed(self, client_id: str) -> None:
         """A client is gone, though another node should have it: it was not seen there in time."""
