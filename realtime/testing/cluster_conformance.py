@@ -88,6 +88,39 @@ class ClusterConformance:
             for node in started:
                 node.kernel.stop(5)
 
+    # Sessions ---------------------------------------------------------------------------------------------
+
+    def test_a_client_goes_on_with_its_session_at_another_node(self) -> None:
+        with self.cluster(3) as nodes:
+            first = nodes[0].connect(metadata={"name": "Ada"})
+            session = self._hello(first, True)
+            self._join(nodes, "tea", (nodes[0], first))
+            wait_until(lambda: all(node.kernel.rooms.members("tea") == [first.id] for node in nodes))
+            entry = nodes[2].kernel.presence.get(first.id)
+            first.kill()
+            nodes[2].kernel.broadcast({"type": "news", "payload": 1}, "tea")
+            wait_until(lambda: nodes[0].kernel.stats()["sessions"]["kept_bytes"] > 0)
+            second = nodes[1].connect()
+            back = self._hello(second, {"token": session["token"], "received": 1})  # the ack of joining
+            assert back["resumed"], back
+            for number, node in enumerate(nodes, 2):
+                node.kernel.broadcast({"type": "news", "payload": number}, "tea")
+            news = [second.receive_until("news")["payload"] for _ in range(4)]
+            assert (news[0], sorted(news[1:])) == (1, [2, 3, 4])
+            wait_until(lambda: not nodes[0].kernel.presence.list(scope="local"))
+            for node in nodes:
+                assert node.kernel.rooms.members("tea") == [first.id]
+                assert node.kernel.presence.get(first.id) == entry
+            second.close()
+            for node in nodes:
+                wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
+
+    @staticmethod
+    def _hello(client: MemoryClient, session: Any) -> Any:
+        """Greet with a wish for a session; return what the welcome says of it."""
+        client.send({"type": "system:hello", "payload": {"session": session}})
+        return client.receive_until("system:welcome")["payload"]["session"]
+
     # Rooms -----------------------------------------------------------------------------------------------
 
     def test_a_broadcast_reaches_members_on_every_node_once(self) -> None:

@@ -330,6 +330,31 @@ def test_who_is_sent_too_much_while_away_is_gone(in_thread: InThread) -> None:
         in_thread(peer.close)
 
 
+def test_messages_keep_their_policies_while_their_client_is_away(in_thread: InThread) -> None:
+    with Rig(limits={"outbox": 10_000}) as rig:
+        peer = SessionPeer(rig.url)
+        in_thread(peer.connect)
+        own = peer.welcome["id"]
+        rig.cut()
+        for number in range(100):
+            rig.kernel.send(own, {"type": "log", "payload": [number, "x" * 1000]}, overflow="drop_oldest")
+        for number in range(100):
+            rig.kernel.send(own, {"type": "price", "payload": number}, overflow="conflate", key="EUR")
+        rig.kernel.send(own, {"type": "end"})
+        assert in_thread(peer.resume)["resumed"]
+        got = []
+        while (message := in_thread(peer.receive))["type"] != "end":
+            got.append(message)
+        assert [one["payload"] for one in got if one["type"] == "price"] == [99]
+        logs = [one["payload"][0] for one in got if one["type"] == "log"]
+        assert logs == list(range(100 - len(logs), 100))
+        assert 5 < len(logs) < 10
+        assert in_thread(peer.ask, "echo", payload=1) == 1  # and the counts agree
+        rig.cut()
+        assert in_thread(peer.resume)["resumed"]
+        in_thread(peer.close)
+
+
 def test_only_so_many_may_be_away(in_thread: InThread) -> None:
     with Rig(limits={"sessions_away": 2}) as rig:
         peers = [SessionPeer(rig.url) for _ in range(3)]
