@@ -195,6 +195,8 @@ class Moves:
         client.answers = state["answers"]
         if state["calls"]:
             client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
+        if client.id in self._late:  # it comes home before all know that it had left
+            self._all_know(client.id)
         hub.adopt(client, state["rooms"])
         codec = CODECS[state["codec"]]
         frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]

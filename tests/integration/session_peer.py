@@ -133,6 +133,8 @@ class SessionPeer:
         while True:
             try:
                 return self.receive()
+            except TimeoutError:
+                raise AssertionError(f"nothing came, after {self.received} messages") from None
             except (OSError, EOFError, self._closed):
                 self.come_back()
 

@@ -326,8 +326,9 @@ def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thre
                 cluster.chosen = dice.randrange(3)
                 cluster.proxy.cut(silently=dice.random() < 0.3)
 
+        got: list[tuple[str, str, int]] = []
+
         def play() -> list[tuple[str, str, int]]:
-            got = []
             for number in range(6 * count):
                 if number % 6 == 0:
                     peer.send("number", payload=number // 6)
@@ -344,6 +345,7 @@ def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thre
         finally:
             done.set()
             gevent.joinall(jobs, raise_error=True)
+        assert not [node.kernel.stats()["counters"] for node in cluster.nodes if node.counter("relayed_to_gone")]
         for node in cluster.nodes:
             for kind in ("number", "direct"):
                 values = [value for type_, name, value in got if (type_, name) == (kind, node.name)]
