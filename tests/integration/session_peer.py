@@ -81,6 +81,8 @@ class SessionPeer:
         while True:
             try:
                 about = self.resume()
+            except TimeoutError:
+                raise AssertionError("no welcome came") from None
             except (OSError, EOFError, module("websockets.exceptions").WebSocketException):
                 continue
             assert about["resumed"], about

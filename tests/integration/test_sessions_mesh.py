@@ -165,6 +165,37 @@ def test_it_may_move_on_and_come_home(cluster: Cluster, in_thread: InThread) -> 
     in_thread(peer.close)
 
 
+def test_it_may_come_home_before_all_know_that_it_had_left(cluster: Cluster, in_thread: InThread) -> None:
+    slow = cluster.nodes[2].mesh._engine._node  # type: ignore[union-attr]
+    asked, answer = Event(), Event()
+
+    def know(arguments: Any) -> bool:
+        asked.set()
+        return answer.wait(PATIENCE)
+
+    slow._own_operations["know"] = know  # type: ignore[attr-defined]
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    in_thread(peer.ask, "join", room="tea")
+    until(lambda: all(node.kernel.rooms.members("tea") for node in cluster.nodes), "its room is known")
+    cluster.proxy.cut()
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    assert asked.wait(PATIENCE)
+    cluster.proxy.cut()
+    cluster.chosen = 0
+    assert in_thread(peer.resume)["resumed"]
+    for number, node in enumerate(cluster.nodes):
+        node.kernel.broadcast({"type": "said", "payload": number}, "tea")
+        node.kernel.send(own, {"type": "told", "payload": number + 3})
+    assert sorted(in_thread(peer.receive)["payload"] for _ in range(6)) == list(range(6))
+    answer.set()
+    cluster.settled_at(own, 0)
+    assert in_thread(peer.ask, "echo", payload=1) == 1
+    in_thread(peer.close)
+
+
 def test_a_token_leads_to_where_its_session_went(cluster: Cluster, in_thread: InThread) -> None:
     peer = SessionPeer(cluster.url)
     in_thread(peer.connect)
@@ -301,7 +332,7 @@ def test_a_session_goes_on_at_another_node_in_another_codec(cluster: Cluster, in
 @pytest.mark.parametrize("seed", [int(text) for text in os.environ.get("REALTIME_SEEDS", "1 2").split()])
 def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thread: InThread) -> None:
     """Each node publishes to a room; what one node says comes once, and its direct messages as well."""
-    count = 400
+    count = int(os.environ.get("REALTIME_COUNT", "400"))
     print(f"seed {seed}")
     dice = random.Random(seed)
     done = Event()
