@@ -9,7 +9,7 @@ lag behind by a moment. ``realtime.testing.ClusterConformance`` proves an implem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from realtime.errors import ConfigurationError, unknown_client
@@ -31,7 +31,8 @@ class ClusterNode(Protocol):
         """Deliver to one client of this node without waiting; False if it has gone."""
 
     def perform(self, client_id: str, operation: str, arguments: Mapping[str, Any]) -> Any:
-        """Do what another node asks for a client of this one; return the result. Switches greenlets.
+        """Do what another node asks for a client of this one, or with an empty id of this node itself; return the
+        result. Switches greenlets.
 
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
         """
@@ -99,6 +100,15 @@ class Cluster(ABC):
         :raises RealtimeError: what the operation raised there.
         """
 
+    @abstractmethod
+    def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+        """Have every other node do something; return the results of those that did it. Parks this greenlet.
+
+        What was told of this node's rooms before arrives there before the question.
+
+        :param timeout: seconds; who has not answered by then is left out.
+        """
+
     # Asked: who is on other nodes -----------------------------------------------------------------------
 
     @abstractmethod
@@ -161,6 +171,10 @@ class Alone(Cluster):
     def ask(self, client_id: str, operation: str, arguments: Mapping[str, Any], timeout: float) -> Any:
         """Nobody is elsewhere."""
         raise unknown_client(client_id)
+
+    def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+        """Nobody is elsewhere."""
+        return ()
 
     def members(self, room: str) -> Collection[str]:
         """Nobody is elsewhere."""

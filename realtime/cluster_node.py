@@ -68,10 +68,14 @@ class LocalNode(ClusterNode):
         Switches where members are crowded, ``Limits.stall`` at most, so that the pushing back reaches the sender;
         for one that makes no progress ``MOST_STALLS`` times.
         """
-        hub = self._hub
-        members = hub.connections if room is None else hub.rooms.each_member(room)
+        hub, waits_for = self._hub, self._patience.waits_for
         try:
-            return hub.deliver_to(members, message, except_ids, waits_for=self._patience.waits_for)
+            if room is None:
+                return hub.deliver_to(hub.connections, message, except_ids, waits_for=waits_for)
+            return sum(
+                hub.deliver_to(hub.rooms.each_member(room), outbound, skip, waits_for=waits_for)
+                for outbound, skip in hub.history.receive(room, message, except_ids)
+            )
         except (BadMessage, MessageTooBig) as error:
             self._undeliverable(error)
             return 0
@@ -104,6 +108,8 @@ class LocalNode(ClusterNode):
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
         :raises BadMessage: an operation of a later version, or arguments it cannot have.
         """
+        if not client_id:
+            return self._perform_here(operation, arguments)
         function = self._operations.get(operation)
         if function is None:
             raise BadMessage(f"no operation {operation!r}; there are {', '.join(self._operations)}")
@@ -111,6 +117,12 @@ class LocalNode(ClusterNode):
         if connection is None:
             raise unknown_client(client_id)
         return function(connection, arguments)
+
+    def _perform_here(self, operation: str, arguments: Mapping[str, Any]) -> Any:
+        """Do what another node asks of this one itself."""
+        if operation != "history":
+            raise BadMessage(f"no operation {operation!r} of a node; there is 'history'")
+        return self._hub.history.share(arguments)
 
     def _call(self, connection: Connection, arguments: Mapping[str, Any]) -> Any:
         return conversation.call(self._hub, connection, arguments["message"], arguments["timeout"])

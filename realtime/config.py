@@ -92,6 +92,12 @@ class Limits:
     room_name: int = 255
     """Characters of a room name."""
 
+    history: int = 64 * MiB
+    """Bytes that the histories of all rooms may take, overhead counted. Past it the oldest messages go."""
+
+    history_room: int = 1 * MiB
+    """Bytes that the history of one room may take, overhead counted."""
+
     presence_listed: int = 100
     """Members ``presence.list()`` shows unless told otherwise; ``.total`` always counts all."""
 

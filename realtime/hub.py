@@ -28,7 +28,8 @@ from realtime.errors import (
     NotRunning,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
-from realtime.message import Codec, Droppable, Message, Outbound, Wire
+from realtime.history import History
+from realtime.message import MSGPACK, Codec, Droppable, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
@@ -78,6 +79,14 @@ class Hub:
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()
         """The other nodes."""
+        self.history = self.rooms.keeper = History(
+            limits,
+            self.rooms.rules,
+            self.counters,
+            cluster=lambda: self.cluster,
+            deliver=lambda room, message, skip: self.deliver_to(self.rooms.each_member(room), message, skip),
+            has_msgpack=lambda: MSGPACK in self._codecs,
+        )
         self._user = user
         self._workers: Workers | None = None
         self._flusher: Flusher | None = None
@@ -107,9 +116,11 @@ class Hub:
         self.draining = False
         self._workers = Workers(hub)
         self._flusher = Flusher(hub, self.counters)
+        self.history.start()
 
     def stop(self, timeout: float) -> None:
         """End the workers. Switches greenlets."""
+        self.history.stop()
         if self._workers is not None:
             self._workers.stop(timeout)
             self._workers = self._flusher = None

@@ -24,6 +24,7 @@ from realtime.errors import (
 from realtime.hub import Hub
 from realtime.message import Message
 from realtime.presence import PresenceStore
+from realtime.recovery import HistoryPage, Recovery
 from realtime.rooms import RoomManager
 from realtime.routing import HandlerFunction, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
@@ -416,8 +417,11 @@ class RealtimeKernel:
         if room is not None:
             hub.rooms.check_name(room)
         outbound = hub.outbound(message, room=room, overflow=overflow, key=key)
-        here = hub.connections if room is None else hub.rooms.each_member(room)
-        count = hub.deliver_to(here, outbound, except_ids)
+        if room is None:
+            count = hub.deliver_to(hub.connections, outbound, except_ids)
+        else:
+            stamped, skip = hub.history.publish(room, outbound, except_ids)
+            count = hub.deliver_to(hub.rooms.each_member(room), stamped, skip)
         if confirm:
             seconds = self.limits.ack_timeout if timeout is None else timeout
             return count + hub.cluster.publish_confirmed(room, outbound, except_ids, seconds)
@@ -487,8 +491,17 @@ class RealtimeKernel:
             "blocked_loops": self._watchdog.count,
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],
+            "history": hub.history.stats(),
             "services": [service.stats() for service in self._services],
         }
+
+    @on_home_thread
+    def _recover(self, connection: Connection, room: str, since: object) -> Recovery:
+        return self._dispatcher.replay.join(connection, room, since)
+
+    @on_home_thread
+    def _history(self, room: str, limit: int, since: str | None) -> HistoryPage:
+        return self._dispatcher.replay.page(room, limit, since)
 
     @on_home_thread
     def _wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:

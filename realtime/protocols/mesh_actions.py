@@ -75,6 +75,7 @@ class DeliverToRoom(Struct, frozen=True):
     overflow: str
     key: str | None
     confirm: int | None
+    mark: tuple[str, int, float] | None = None
 
 
 class DeliverToClient(Struct, frozen=True):
@@ -88,7 +89,10 @@ class DeliverToClient(Struct, frozen=True):
 
 
 class RunCall(Struct, frozen=True):
-    """Do what ``body`` asks for a client of ours; then say ``core.answer(origin, token, ok, body)``."""
+    """Do what ``body`` asks for a client of ours, or of us if ``client`` is empty.
+
+    Then say ``core.answer(origin, token, ok, body)``.
+    """
 
     origin: str
     token: int

@@ -285,6 +285,7 @@ class MeshCore(Outgoing):
                 message.overflow,
                 message.key,
                 message.confirm,
+                message.mark,
             )
         )
 

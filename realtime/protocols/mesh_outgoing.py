@@ -133,6 +133,7 @@ class Outgoing:
         *,
         overflow: str = "close",
         key: str | None = None,
+        mark: tuple[str, int, float] | None = None,
         confirm: int | None = None,
         deadline: float = 0.0,
     ) -> Published:
@@ -142,6 +143,7 @@ class Outgoing:
 
         :param name: the event's, for the route filters.
         :param bodies: the encoded message by codec.
+        :param mark: its origin, sequence and time, in a room that keeps its history.
         :param confirm: a token: each node in the result answers with Confirmed or ConfirmFailed by ``deadline``.
         :raises MessageTooBig: one of the bodies is larger than ``MeshOptions.message_size``.
         """
@@ -165,7 +167,7 @@ class Outgoing:
             if codecs in packed:
                 body = packed[codecs]
             else:
-                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm)
+                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, mark)
             if body is None:
                 self.counters["not_encoded"] += 1
                 continue
@@ -199,6 +201,7 @@ class Outgoing:
         overflow: str,
         key: str | None,
         confirm: int | None,
+        mark: tuple[str, int, float] | None,
     ) -> bytes | None:
         """Return the body of a frame with the message in these codecs; None if it was encoded in none."""
         chosen = {codec: bodies[codec] for codec in codecs if codec in bodies}
@@ -206,7 +209,7 @@ class Outgoing:
             return None
         self._check_size(chosen)
         elsewhere = [client for client in except_ids if client not in self._own.clients]
-        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm))  # type: ignore[arg-type]
+        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm, mark))  # type: ignore[arg-type]
 
     def _check_size(self, bodies: Mapping[str, bytes]) -> None:
         most = self._options.message_size
@@ -242,15 +245,26 @@ class Outgoing:
         peer = self._peer_of(client)
         if peer is None:
             return False
-        self._check_size({"": body})
-        if len(self._pending) >= MOST_PENDING:
-            self._actions.append(CallLost(token, "busy"))
-            return True
-        self._flush_changes()
-        sequence = self._peers.send(peer, encode(Call(token, client, body, timeout)))
-        self._pending.add(token, peer.id, sequence, now + timeout, is_call=True)
-        self._sooner(now + timeout)
+        self._ask(peer, Call(token, client, body, timeout), now)
         return True
+
+    def call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> bool:
+        """Ask a node itself something; False if there is none. CallAnswered or CallLost follows. Raises as ``call``."""
+        peer = self._peers.known.get(node)
+        if peer is None or not peer.joined:
+            return False
+        self._ask(peer, Call(token, "", body, timeout), now)
+        return True
+
+    def _ask(self, peer: Peer, call: Call, now: float) -> None:
+        self._check_size({"": call.body})
+        if len(self._pending) >= MOST_PENDING:
+            self._actions.append(CallLost(call.token, "busy"))
+            return
+        self._flush_changes()
+        sequence = self._peers.send(peer, encode(call))
+        self._pending.add(call.token, peer.id, sequence, now + call.timeout, is_call=True)
+        self._sooner(now + call.timeout)
 
     def forget(self, token: int) -> None:
         """Nobody waits for what this token stands for any more."""

@@ -41,6 +41,7 @@ class ClusterNodeUnderTest:
 
     def _register(self) -> None:
         kernel = self.kernel
+        kernel.rooms.configure("kept:*", join=True, history=50, recover=True)
 
         @kernel.on("join")
         def join(message: Message, context: Context, toolkit: Toolkit) -> None:
@@ -272,6 +273,60 @@ class ClusterConformance:
                     client.id for client in (clients[:2] if node is nodes[0] else clients[1::-1])
                 ]
             assert nodes[0].kernel.broadcast({"type": "news"}, "tea") == 2
+
+    # Rooms that keep their history -------------------------------------------------------------------------
+
+    def test_who_moves_to_another_node_gets_what_it_missed_first_and_nothing_twice(self) -> None:
+        with self.cluster(3) as nodes:
+            sender, mover = nodes[0].connect(), nodes[1].connect()
+            stays = nodes[2].connect()
+            self._join(nodes, "kept:1", (nodes[0], sender), (nodes[1], mover), (nodes[2], stays))
+            for number in range(10):
+                sender.call("say", number, room="kept:1")
+                stays.call("say", f"also {number}", room="kept:1")
+            heard = [mover.receive() for _ in range(7)]
+            mover.kill()
+            for number in range(10, 20):
+                sender.call("say", number, room="kept:1")
+            again = nodes[2].connect()
+            result = again.call("system:join", {"since": heard[-1]["cursor"]}, room="kept:1")
+            assert (result["recovered"], result["more"]) == (True, False)  # what is on its way still comes after
+            sender.call("say", "new", room="kept:1")
+            heard += [again.receive() for _ in range(24)]
+            payloads = [message["payload"] for message in heard]
+            assert [one for one in payloads if isinstance(one, int)] == list(range(20))
+            assert [one for one in payloads if str(one).startswith("also")] == [f"also {n}" for n in range(10)]
+            assert payloads[-1] == "new"
+
+    def test_a_node_without_members_has_a_room_s_history_when_it_is_asked(self) -> None:
+        with self.cluster() as nodes:
+            sender = nodes[0].connect()
+            cursor = sender.call("system:join", room="kept:1")["cursor"]
+            for number in range(3):
+                sender.call("say", number, room="kept:1")
+            late = nodes[1].connect()
+            result = late.call("system:join", {"since": cursor}, room="kept:1")
+            assert (result["recovered"], result["replayed"]) == (True, 3)
+            page = late.call("system:history", {"limit": 2}, room="kept:1")
+            assert [message["payload"] for message in page["messages"]] == [1, 2]
+            assert [late.receive()["payload"] for _ in range(3)] == [0, 1, 2]
+            again = nodes[0].connect()
+            assert again.call("system:join", {"since": page["cursor"]}, room="kept:1")["replayed"] == 0
+
+    def test_what_a_node_that_vanished_had_told_is_still_kept_by_the_others(self) -> None:
+        with self.cluster(3) as nodes:
+            sender, other, third = (node.connect() for node in nodes)
+            self._join(nodes, "kept:1", (nodes[0], sender), (nodes[1], other), (nodes[2], third))
+            for number in range(5):
+                sender.call("say", number, room="kept:1")
+            heard = [other.receive() for _ in range(5)]
+            for _ in range(5):
+                third.receive()
+            self.vanish(nodes[0].joining)
+            back = nodes[2].connect()
+            result = back.call("system:join", {"since": heard[1]["cursor"]}, room="kept:1")
+            assert (result["recovered"], result["replayed"]) == (True, 3)
+            assert [back.receive()["payload"] for _ in range(3)] == [2, 3, 4]
 
     # Codecs, sizes, confirmation --------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -132,7 +132,14 @@ class MeshCluster(Cluster):
             return Published([], 0)
         bodies = {name: message.encoded(CODECS[name]) for name in codecs}
         published = core.publish(
-            room, message.type, bodies, except_ids, overflow=message.overflow, key=message.key, **confirm
+            room,
+            message.type,
+            bodies,
+            except_ids,
+            overflow=message.overflow,
+            key=message.key,
+            mark=message.mark,
+            **confirm,
         )
         self.engine.act()
         self._stall(published.nodes)
@@ -211,6 +218,25 @@ class MeshCluster(Cluster):
         finally:
             del self._questions[token]
             self.engine.core.forget(token)
+
+    def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+        """Have every other node do something, and return the results of those that did it: parks this greenlet."""
+        core = self.engine.core
+        body = pack_question(operation, arguments)
+        answers: dict[int, AsyncResult[Any]] = {}
+        try:
+            for status in core.nodes():
+                token = next(self._tokens)
+                if core.call_node(token, status.node, body, timeout=timeout, now=monotonic()):
+                    answers[token] = self._questions[token] = AsyncResult()
+            self.engine.act()
+            with self._hub.workers.parked():
+                gevent.wait(list(answers.values()), timeout=timeout)
+            return [answer.value for answer in answers.values() if answer.successful()]
+        finally:
+            for token in answers:
+                del self._questions[token]
+                core.forget(token)
 
     # What became of it -----------------------------------------------------------------------------------
 

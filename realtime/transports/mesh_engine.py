@@ -14,7 +14,7 @@ from gevent.event import Event
 
 from realtime.cluster import ClusterNode
 from realtime.errors import BadMessage, MessageTooBig
-from realtime.message import Outbound
+from realtime.message import Mark, Outbound
 from realtime.outbox import Outbox
 from realtime.protocols.mesh import Hello
 from realtime.protocols.mesh_actions import (
@@ -232,7 +232,8 @@ class Engine(LinkUser):
     def _deliver(self, action: Action) -> None:
         try:
             if isinstance(action, DeliverToRoom):
-                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key)
+                mark = Mark(*action.mark) if action.mark is not None else None
+                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key, mark=mark)
                 count = self._node.deliver_to_room(action.room, message, action.except_ids)
                 if action.confirm is not None:
                     self.core.delivered(action.origin, action.confirm, count)

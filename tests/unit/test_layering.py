@@ -18,16 +18,18 @@ ROOT = Path(realtime.__file__).parent
 # all below it; the longest one that fits counts.
 LAYERS = [
     ["errors", "codes", "config", "message", "events"],
-    ["protocols", "cluster", "rooms", "room_rules", "presence", "routing", "supervision"],
+    ["protocols", "cluster", "cursors", "room_log", "rooms", "room_rules", "presence", "routing", "supervision"],
     [
         "cluster_node",
         "connection",
         "conversation",
         "dispatch",
         "drain",
+        "history",
         "hub",
         "kernel",
         "outbox",
+        "recovery",
         "requests",
         "startup",
         "threads",
