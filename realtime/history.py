@@ -70,21 +70,18 @@ class History:
         """Rooms with members here; an Event while the others are being asked."""
         self._held: dict[str, dict[str, int]] = {}
         self._fetching: dict[str, gevent.Greenlet[..., None]] = {}
+        self._running = False
         self._sweeper: gevent.Greenlet[..., None] | None = None
 
     # Lifecycle -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Let go of what has expired from now on."""
-        if self._rules.keep_history:
-            self._start_sweeping()
-
-    def _start_sweeping(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = gevent.spawn(self._sweep)
+        """Let go of what has expired from now on, whenever there is a log."""
+        self._running = True
 
     def stop(self) -> None:
         """Forget everything. Switches."""
+        self._running = False
         greenlets = [*self._fetching.values(), *filter(None, [self._sweeper])]
         self._sweeper = None
         self._fetching.clear()
@@ -103,9 +100,10 @@ class History:
         }
 
     def _sweep(self) -> None:
-        while True:
+        while self._logs:
             gevent.sleep(SWEEP)
             self.sweep(time.time())
+        self._sweeper = None
 
     def sweep(self, now: float) -> None:
         """Let go of what has expired at ``now``."""
@@ -139,6 +137,8 @@ class History:
                 room, most=rule.history, most_bytes=self._limits.history_room, ttl=rule.ttl, now=time.time()
             )
             self._bytes += LOG_COST
+            if self._sweeper is None and self._running:
+                self._sweeper = gevent.spawn(self._sweep)
             if self._bytes > self._limits.history:
                 self._evict()
         return found
