@@ -26,7 +26,7 @@ from realtime.message import CODECS, JSON, MSGPACK, Mark, Outbound, Stamped
 from realtime.room_log import LOG_COST, Entry, RoomLog
 from realtime.room_rules import RoomRule, RoomRules
 
-__all__ = ["Delivery", "History"]
+__all__ = ["Delivery", "History", "kept_message"]
 
 log = logging.getLogger("realtime.history")
 
@@ -134,7 +134,12 @@ class History:
             if rule is None:
                 return None
             found = self._logs[room] = RoomLog(
-                room, most=rule.history, most_bytes=self._limits.history_room, ttl=rule.ttl, now=time.time()
+                room,
+                most=rule.history,
+                most_bytes=self._limits.history_room,
+                ttl=rule.ttl,
+                recover=rule.recover,
+                now=time.time(),
             )
             self._bytes += LOG_COST
             if self._sweeper is None and self._running:
@@ -202,11 +207,7 @@ class History:
         entry = Entry(one.origin, one.next_sequence(one.origin), now, codec.name, body, tuple(except_ids))
         message.mark = Mark(entry.origin, entry.sequence, now)
         self._add(one, entry, now)
-        return self._stamped(room, one, message), self.without_held(room, except_ids)
-
-    def _stamped(self, room: str, one: RoomLog, message: Outbound) -> Outbound:
-        rule = self.rule(room)
-        return Stamped(message, one.cursor) if rule is not None and rule.recover else message
+        return _stamped(one, message), self.without_held(room, except_ids)
 
     def _add(self, one: RoomLog, entry: Entry, now: float) -> list[Entry]:
         before = one.bytes
@@ -254,7 +255,7 @@ class History:
                 self._fetch(room)
             return []
         if len(taken) == 1:
-            return [(self._stamped(room, one, message), self.without_held(room, except_ids))]
+            return [(_stamped(one, message), self.without_held(room, except_ids))]
         return self._deliveries(room, one, taken, before)
 
     def _deliveries(self, room: str, one: RoomLog, entries: Iterable[Entry], position: Position) -> list[Delivery]:
@@ -262,15 +263,9 @@ class History:
         deliveries: list[Delivery] = []
         for entry in entries:
             position[entry.origin] = entry.sequence
-            outbound = self.outbound(room, one, entry, position)
+            outbound = kept_message(one, entry, position)
             deliveries.append((outbound, self.without_held(room, entry.except_ids)))
         return deliveries
-
-    def outbound(self, room: str, one: RoomLog, entry: Entry, position: Position) -> Outbound:
-        """Return a kept message as it goes out to somebody who is at ``position`` after it."""
-        message = Outbound.relayed({entry.codec: entry.body})
-        rule = self.rule(room)
-        return Stamped(message, one.cursor_at(position)) if rule is not None and rule.recover else message
 
     # Other nodes ---------------------------------------------------------------------------------------
 
@@ -311,6 +306,16 @@ class History:
         assert position is not None
         entries, latest = one.share(position, SHARED_BYTES, time.time())
         return {"entries": [list(_fields(entry)) for entry in entries], "position": latest}
+
+
+def kept_message(one: RoomLog, entry: Entry, position: Position) -> Outbound:
+    """Return a kept message as it goes out to somebody who is at ``position`` after it."""
+    message = Outbound.relayed({entry.codec: entry.body})
+    return Stamped(message, one.cursor_at(position)) if one.recover else message
+
+
+def _stamped(one: RoomLog, message: Outbound) -> Outbound:
+    return Stamped(message, one.cursor) if one.recover else message
 
 
 class _Hold:

@@ -10,6 +10,7 @@ from realtime.codes import ErrorCode
 from realtime.connection import Connection
 from realtime.cursors import Position, read_cursor
 from realtime.errors import Reject
+from realtime.history import kept_message
 from realtime.hub import Hub
 from realtime.message import CODECS
 from realtime.room_log import Entry, RoomLog
@@ -60,9 +61,8 @@ class Replay:
 
     def cursor(self, room: str) -> str | None:
         """Return how far a room is, for somebody who has everything; None if it is not recoverable."""
-        rule = self._history.rule(room)
-        one = self._history.log_of(room) if rule is not None and rule.recover else None
-        return None if one is None else one.cursor
+        one = self._history.log_of(room)
+        return None if one is None or not one.recover else one.cursor
 
     def join(self, connection: Connection, room: str, since: object) -> Recovery:
         """Put a client of this node into a room, after it was sent what it missed. Parks.
@@ -72,9 +72,8 @@ class Replay:
         :raises ConnectionClosed: it went meanwhile.
         """
         rooms, history = self._hub.rooms, self._history
-        rule = history.rule(room)
-        one = history.log_of(room) if rule is not None and rule.recover else None
-        if one is None:
+        one = history.log_of(room)
+        if one is None or not one.recover:
             return Recovery(False, "the room is not recoverable", joined=rooms.join(room, connection.id))
         if rooms.contains_here(room, connection.id):
             return Recovery(True, cursor=one.cursor)
@@ -86,7 +85,7 @@ class Replay:
             history.sync(room)
         missed = one.missed(position, time.time())
         if len(missed.entries) > MOST_REPLAYED:
-            replayed = self._send(connection, room, one, missed.entries[:MOST_REPLAYED], position)
+            replayed = self._send(connection, one, missed.entries[:MOST_REPLAYED], position)
             return Recovery(True, None, replayed, more=True, cursor=one.cursor_at(position))
         with history.held(room, connection.id):
             joined = rooms.join(room, connection.id)
@@ -105,10 +104,10 @@ class Replay:
                 return Recovery(False, missed.reason, replayed, cursor=one.cursor, joined=joined)
             if not missed.entries:
                 return Recovery(True, None, replayed, cursor=one.cursor, joined=joined)
-            replayed += self._send(connection, room, one, missed.entries, position)
+            replayed += self._send(connection, one, missed.entries, position)
 
     def _send(
-        self, connection: Connection, room: str, one: RoomLog, entries: Sequence[Entry], position: Position
+        self, connection: Connection, one: RoomLog, entries: Sequence[Entry], position: Position
     ) -> int:
         """Send kept messages to one client, which moves ``position``; return how many. Parks."""
         sent = 0
@@ -116,7 +115,7 @@ class Replay:
         for entry in entries:
             position[entry.origin] = entry.sequence
             if connection.id not in entry.except_ids:
-                outbound = self._history.outbound(room, one, entry, position)
+                outbound = kept_message(one, entry, position)
                 self._hub.deliver(connection, outbound, patience=patience)
                 sent += 1
         self._hub.counters["replayed"] += sent
@@ -140,7 +139,7 @@ class Replay:
     def _newest(self, room: str, one: RoomLog, limit: int) -> HistoryPage:
         skipped = max(0, len(one.entries) - limit)
         messages = [
-            self._shown(room, one, entry, position)
+            self._shown(one, entry, position)
             for number, (entry, position) in enumerate(one.walk(time.time()))
             if number >= skipped
         ]
@@ -157,9 +156,8 @@ class Replay:
         messages = []
         for entry in missed.entries[:limit]:
             position[entry.origin] = entry.sequence
-            messages.append(self._shown(room, one, entry, position))
+            messages.append(self._shown(one, entry, position))
         return HistoryPage(messages, one.cursor_at(position), more=len(missed.entries) > limit)
 
-    def _shown(self, room: str, one: RoomLog, entry: Entry, position: Position) -> dict[str, Any]:
-        message = self._history.outbound(room, one, entry, position)
-        return message.shown(CODECS[entry.codec])
+    def _shown(self, one: RoomLog, entry: Entry, position: Position) -> dict[str, Any]:
+        return kept_message(one, entry, position).shown(CODECS[entry.codec])

@@ -53,6 +53,7 @@ class RoomLog:
     :param most: entries kept.
     :param most_bytes: of them.
     :param ttl: seconds that each is kept.
+    :param recover: whether messages carry cursors.
     """
 
     __slots__ = (
@@ -66,13 +67,15 @@ class RoomLog:
         "bytes",
         "entries",
         "origin",
+        "recover",
         "room",
         "tag",
         "used_at",
     )
 
-    def __init__(self, room: str, *, most: int, most_bytes: int, ttl: float, now: float) -> None:
+    def __init__(self, room: str, *, most: int, most_bytes: int, ttl: float, recover: bool, now: float) -> None:
         self.room = room
+        self.recover = recover
         self.origin = new_origin()
         """What this node calls itself here; anew with each log, as the numbers begin again."""
         self.entries: deque[Entry] = deque()

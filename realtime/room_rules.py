@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JoinRule", "RoomRule", "RoomRules"]
 
+MOST_FOUND = 4096  # rooms whose rule is remembered
+
 JoinRule = Callable[["Context", str], object]
 
 
@@ -53,12 +55,14 @@ class RoomRules:
     def __init__(self) -> None:
         self._rules: dict[str, RoomRule] = {}
         self._reserved: tuple[str, ...] = ()
+        self._found: dict[str, RoomRule | None] = {}
         self.keep_history = False
         """Whether any rule keeps one."""
 
     def reserve(self, prefix: str) -> None:
         """Close the rooms whose names begin so: whatever rules say, clients neither join nor leave by themselves."""
         self._reserved = (*self._reserved, prefix)
+        self._found.clear()
 
     def add(self, pattern: str, **options: Any) -> None:
         """Add a rule, or replace the one of the same pattern; see ``RoomManager.configure``."""
@@ -66,10 +70,19 @@ class RoomRules:
             text = f"rooms.configure({pattern!r}): must be a room's name, or a pattern such as 'chat:*'"
             raise ConfigurationError(text)
         self._rules[pattern] = RoomRule(pattern, **options)
+        self._found.clear()
         self.keep_history = any(rule.history for rule in self._rules.values())
 
     def rule_for(self, room: str) -> RoomRule | None:
         """Return the rule of a room; None if no pattern matches its name."""
+        found = self._found.get(room, _UNKNOWN)
+        if found is _UNKNOWN:
+            if len(self._found) >= MOST_FOUND:
+                self._found.clear()
+            found = self._found[room] = self._look_up(room)
+        return found
+
+    def _look_up(self, room: str) -> RoomRule | None:
         if self._reserved and room.startswith(self._reserved):
             return _RESERVED
         for rule in self._rules.values():
@@ -79,3 +92,4 @@ class RoomRules:
 
 
 _RESERVED = RoomRule("", join=False, leave=False)
+_UNKNOWN = RoomRule("")

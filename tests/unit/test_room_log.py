@@ -17,7 +17,7 @@ from realtime.room_log import Entry, RoomLog
 
 
 def log_of(most: int = 100, most_bytes: int = 1_000_000, ttl: float = 60.0, now: float = 0.0) -> RoomLog:
-    return RoomLog("tea", most=most, most_bytes=most_bytes, ttl=ttl, now=now)
+    return RoomLog("tea", most=most, most_bytes=most_bytes, ttl=ttl, recover=True, now=now)
 
 
 def say(log: RoomLog, text: str = "x", at: float = 0.0) -> Entry:
