@@ -128,7 +128,7 @@ class LocalNode(ClusterNode):
         return conversation.call(self._hub, connection, arguments["message"], arguments["timeout"])
 
     def _disconnect(self, connection: Connection, arguments: Mapping[str, Any]) -> None:
-        connection.end(arguments["code"], arguments["reason"])
+        self._hub.close(connection, arguments["code"], arguments["reason"])
 
     def _drain(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
         """Wait until the client's outbox is no longer crowded: a sender elsewhere parks meanwhile."""

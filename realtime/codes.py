@@ -31,6 +31,7 @@ class CloseCode(IntEnum):
     # 4000-4499: the fault has passed or will pass; a client may come back.
     SLOW_CONSUMER = 4008
     HEARTBEAT_TIMEOUT = 4009
+    REPLACED = 4010  # another connection has resumed its session
     DRAINING = 4013
 
     # 4500-4999: coming back would end the same way; a client must not by itself.

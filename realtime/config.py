@@ -104,6 +104,17 @@ class Limits:
     presence_metadata: int = 4 * KiB
     """Bytes, as JSON, of the metadata of a client that changes its presence by itself (``system:presence``)."""
 
+    session_grace: float = 30.0
+    """How long a client that asked for a session (``system:hello``) keeps its place after its connection ended
+    without a close frame. More bridges a longer tunnel, and shows those who never come back for longer."""
+
+    session_buffer: int = 256 * KiB
+    """Bytes sent to such a client that are kept until it says that it has them, beside what waits in its outbox. A
+    client that lost more than this, and what was sent while it was away (``outbox`` at most), cannot resume."""
+
+    sessions_away: int = 65_536
+    """Clients whose place is kept at a time: past it the one that has been away for longest is gone."""
+
     ack_timeout: float = 10.0
     """How long ``call`` waits for the client's answer unless told otherwise."""
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from realtime.conversation import Waiter
     from realtime.dispatch import Stream
     from realtime.outbox import Outbox
+    from realtime.sessions import Line
 
 __all__ = ["Connection", "Context", "RemoteClient"]
 
-PLAIN_JSON = Wire(JSON, lambda payload: payload)
+PLAIN_JSON = Wire(JSON, bytes, bytes)
 _NOTHING_WAITS: deque[tuple[Message, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
 
 
@@ -119,6 +120,7 @@ class Connection(ABC):
         "inbox_bytes",
         "last_rooms",
         "leaving",
+        "line",
         "metadata",
         "outbox",
         "paused",
@@ -133,7 +135,9 @@ class Connection(ABC):
     heartbeat: Heartbeat | None = None
     """Told to clients in ``system:welcome``."""
 
-    outbox: Outbox  # given by the hub on connect, unless the transport brought its own
+    outbox: Outbox
+    """Where messages for this client go. Given by the hub on connect, unless the transport brought its own; once
+    another connection has resumed the client's session it is that one's."""
 
     def __init__(
         self,
@@ -164,6 +168,7 @@ class Connection(ABC):
         self.streams: dict[str | int, Stream] | None = None  # under way, by ack
         self.answers = 0  # ids given to calls so far
         self.last_rooms: Sequence[str] | None = None
+        self.line: Line | None = None  # what this connection is to a session
         self._rooms_for: Any = None
 
     def current_rooms(self) -> list[str]:
@@ -191,6 +196,30 @@ class Connection(ABC):
     def is_awaited(self) -> bool:
         """Whether a handler is parked until this client sends something: then reading must go on."""
         return bool(self.waiters or self.calls)
+
+    @property
+    def client(self) -> Connection:
+        """The client that this connection carries: itself, unless it resumed the session of another."""
+        return self if self.line is None else self.line.session.client
+
+    @property
+    def carrier(self) -> Connection | None:
+        """What carries this client: itself, another connection that resumed its session, or None for the moment."""
+        return self if self.line is None else self.line.session.line.connection
+
+    def pause(self) -> None:
+        """Have no more read from this client."""
+        self.paused = True
+        carrier = self.carrier
+        if carrier is not None:
+            carrier.pause_reading()
+
+    def resume(self) -> None:
+        """Have it read again."""
+        self.paused = False
+        carrier = self.carrier
+        if carrier is not None:
+            carrier.resume_reading()
 
     # What a transport implements -----------------------------------------------------------------
 

@@ -54,7 +54,7 @@ def drain(hub: Hub, transports: Sequence[TransportLike], timeout: float) -> None
         for transport in transports:
             _try(transport.on_stop)
         for connection in list(hub.connections.values()):
-            hub.disconnect(connection, "server stopped", code=CloseCode.GOING_AWAY)
+            hub.remove(connection, "server stopped", code=CloseCode.GOING_AWAY)
 
 
 def _let_handlers_finish(hub: Hub, deadline: float) -> None:
@@ -62,8 +62,7 @@ def _let_handlers_finish(hub: Hub, deadline: float) -> None:
     hub.draining = True
     for connection in hub.connections.values():
         if not connection.paused and not connection.is_awaited:
-            connection.paused = True
-            connection.pause_reading()
+            connection.pause()
 
     def only_waiting() -> bool:
         return hub.workers.busy_others() <= hub.workers.parked_jobs
@@ -76,7 +75,7 @@ def _tell_clients(hub: Hub, deadline: float) -> None:
     connections = list(hub.connections.values())
     for start in range(0, len(connections), BATCH):
         for connection in connections[start : start + BATCH]:
-            _try(connection.end, CloseCode.DRAINING, come_back())
+            _try(hub.close, connection, CloseCode.DRAINING, come_back())
         if start + BATCH < len(connections) and time.monotonic() < deadline:
             gevent.sleep(BATCH_PAUSE)
 

@@ -33,6 +33,8 @@ from realtime.message import MSGPACK, Codec, Droppable, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
+from realtime.session_wire import read_wish
+from realtime.sessions import Sessions
 from realtime.workers import Workers
 
 __all__ = ["Hub", "HubUser"]
@@ -75,6 +77,11 @@ class Hub:
         self.on_gone: list[Callable[[Context, int], None]] = []
         """Told of each client that has gone, with the close code, at once and whatever its handlers are doing;
         ``context.rooms`` are those it was in. Must not wait, nor raise."""
+        self.on_detached: list[Callable[[Context, int], None]] = []
+        """Told of each client that lost its connection and may resume its session, with the close code: ``on_resumed``
+        or ``on_gone`` follows. As ``on_gone``."""
+        self.on_resumed: list[Callable[[Context], None]] = []
+        """Told of each such client that is back. As ``on_gone``."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()
@@ -87,6 +94,7 @@ class Hub:
             deliver=lambda room, message, skip: self.deliver_to(self.rooms.each_member(room), message, skip),
             has_msgpack=lambda: MSGPACK in self._codecs,
         )
+        self.sessions = Sessions(self)
         self._user = user
         self._workers: Workers | None = None
         self._flusher: Flusher | None = None
@@ -116,10 +124,12 @@ class Hub:
         self.draining = False
         self._workers = Workers(hub)
         self._flusher = Flusher(hub, self.counters)
+        self.sessions.start()
         self.history.start()
 
     def stop(self, timeout: float) -> None:
         """End the workers. Switches greenlets."""
+        self.sessions.stop()
         self.history.stop()
         if self._workers is not None:
             self._workers.stop(timeout)
@@ -162,7 +172,10 @@ class Hub:
 
         Never switches and never raises for what a client sent: it is answered instead.
         """
-        if connection.closed:
+        line = connection.line
+        if line is not None:
+            connection = line.session.client
+        if connection.closed or (line is not None and not line.current):
             self.counters["received_after_close"] += 1
             return
         self.counters["received"] += 1
@@ -172,8 +185,12 @@ class Hub:
                 data = codec.encode(data)
             message = codec.decode(data)
         except BadMessage as error:
-            self.refuse(connection, error.message, error.ack)
+            if line is not None:
+                self.sessions.count(line.session, "", len(data))
+            self._refuse(connection, error.message, error.ack)
             return
+        if line is not None:
+            self.sessions.count(line.session, message.type, len(data))
         if is_reserved(message.type):
             if message.type in REQUESTS:
                 self._enqueue(connection, message, len(data))
@@ -189,14 +206,24 @@ class Hub:
                     return
         self._enqueue(connection, message, len(data))
 
-    def refuse(self, connection: Connection, text: str, ack: str | int | None = None) -> None:
-        """Answer something that is no message with ``bad_message``; the connection lives on."""
+    def refuse(self, connection: Connection, text: str) -> None:
+        """Answer something that came in place of a message with ``bad_message``; the connection lives on."""
+        line = connection.line
+        if line is not None:
+            if not line.current:
+                return
+            self.sessions.count(line.session, "", 0)
+        self._refuse(connection.client, text)
+
+    def _refuse(self, connection: Connection, text: str, ack: str | int | None = None) -> None:
         self.counters["refused_bad_message"] += 1
         self.send_error(connection, text, ErrorCode.BAD_MESSAGE, ack=ack)
 
     def room_for(self, connection: Connection) -> int:
         """Return how many messages a transport may hand over before it is asked to pause; at least 1."""
         limits = self.limits
+        if connection.line is not None:
+            connection = connection.line.session.client
         most = limits.inbox_while_waiting if connection.is_awaited else limits.inbox
         return max(1, most - len(connection.inbox))
 
@@ -206,11 +233,27 @@ class Hub:
         self._schedule(connection)
 
     def disconnect(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:
-        """A client is gone: it leaves its rooms and presence at once; ``client:disconnected`` follows after
-        the messages it had sent. A second call does nothing.
+        """A connection has ended, and with it the client is gone: see ``remove``. A second call does nothing.
+
+        One that has a session and did not say goodbye (code 1006 or 4009) keeps its place for
+        ``Limits.session_grace`` seconds.
 
         :param reason: for people, shown in ``message.payload["reason"]``.
         :param code: the close code (RFC 6455 section 7.4); 1006 if it just vanished.
+        """
+        if connection.line is None or self.sessions.ended(connection.line, reason, int(code)):
+            self.remove(connection.client, reason, code=code)
+
+    def close(self, connection: Connection, code: int, reason: str) -> None:
+        """Close a client's connection after what waits for it, and end its session. Must be called in the loop."""
+        if connection.line is None:
+            connection.end(code, reason)
+        else:
+            self.sessions.close(connection.line.session, code, reason)
+
+    def remove(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:
+        """A client is gone: it leaves its rooms and presence at once; ``client:disconnected`` follows after
+        the messages it had sent. A second call does nothing.
         """
         if connection.closed:
             return
@@ -222,14 +265,26 @@ class Hub:
         if not known:
             return
         self.cluster.client_went(connection.id)
-        self._codecs[connection.wire.codec] -= 1
-        self._codecs += Counter()  # forgets those at 0
+        self._speaks(connection.wire.codec, -1)
+        if connection.line is not None:
+            self.sessions.forget(connection.line.session)
         self.counters["disconnected"] += 1
         for tell in self.on_gone if self._workers is not None else ():
             tell(connection.context, int(code))
         if self._user.wants(CLIENT_DISCONNECTED) and self._workers is not None:
             payload = {"reason": reason, "code": int(code), "rooms": list(connection.last_rooms)}
             self.receive_event(connection, Message(CLIENT_DISCONNECTED, payload))
+
+    def rewire(self, connection: Connection, wire: Wire) -> None:
+        """A client has come back by a connection that may speak another codec."""
+        self._speaks(connection.wire.codec, -1)
+        self._speaks(wire.codec, 1)
+        connection.wire = wire
+
+    def _speaks(self, codec: Codec, change: int) -> None:
+        """One client more, or less, speaks a codec."""
+        self._codecs[codec] += change
+        self._codecs += Counter()  # forgets those at 0
 
     # In order, one at a time -----------------------------------------------------------------------
 
@@ -244,8 +299,7 @@ class Hub:
             return
         connection.enqueue(message, size)
         if not connection.paused and not self._has_room(connection):
-            connection.paused = True
-            connection.pause_reading()
+            connection.pause()
         if not connection.busy:
             self._schedule(connection)
 
@@ -324,8 +378,7 @@ class Hub:
     def resume_if_room(self, connection: Connection) -> None:
         """Read from a paused client again where its inbox has room or a handler waits for it."""
         if connection.paused and self._has_room(connection):
-            connection.paused = False
-            connection.resume_reading()
+            connection.resume()
 
     # The protocol's own messages --------------------------------------------------------------------
 
@@ -334,7 +387,9 @@ class Hub:
         if name in ("system:ack", "system:error"):
             self._take_answer(connection, message)
         elif name == "system:hello":
-            self._welcome(connection, message)
+            self._greet(connection, message)
+        elif name == "system:received":
+            self._confirm(connection, message)
         elif name == "system:cancel":
             self._cancel(connection, message)
         else:
@@ -348,13 +403,20 @@ class Hub:
             if not conversation.take_answer(connection, message):
                 self.counters["late_answers"] += 1
         except BadMessage as error:
-            self.refuse(connection, error.message)
+            self._refuse(connection, error.message)
+
+    def _confirm(self, connection: Connection, message: Message) -> None:
+        """A client says how many messages of its session it has."""
+        try:
+            self.sessions.confirm(connection, message.payload)
+        except BadMessage as error:
+            self._refuse(connection, error.message, message.ack)
 
     def _cancel(self, connection: Connection, message: Message) -> None:
         """A client wants no more of a streamed answer, or never to begin with it."""
         ack = message.payload.get("ack") if isinstance(message.payload, dict) else None
         if not isinstance(ack, (str, int)) or isinstance(ack, bool):
-            self.refuse(connection, 'a cancellation is {"ack": id} with the id of what was asked', message.ack)
+            self._refuse(connection, 'a cancellation is {"ack": id} with the id of what was asked', message.ack)
             return
         for index, (waiting, _) in enumerate(connection.inbox):
             if waiting.ack == ack:
@@ -365,12 +427,33 @@ class Hub:
         if not self._user.cancel(connection, ack):
             self.counters["late_cancellations"] += 1
 
-    def _welcome(self, connection: Connection, message: Message) -> None:
-        limits, beat = self.limits, connection.heartbeat
-        payload = {
-            "id": connection.id,
+    def _greet(self, connection: Connection, message: Message) -> None:
+        """A client says hello: welcome it, and begin or resume a session if it asks for one."""
+        try:
+            wish = read_wish(message.payload)
+        except BadMessage as error:
+            self._refuse(connection, error.message, message.ack)
+            return
+        if wish is not None and connection.line is None:
+            self.sessions.greet(connection, wish, message.ack)
+            return
+        welcome = self.outbound({"type": "system:welcome", "payload": self.welcome(connection, connection)})
+        self.counters["sent"] += 1
+        connection.outbox.put_apart(self._finished(welcome, connection.wire))
+        self.acknowledge(connection, message.ack)
+
+    def acknowledge(self, connection: Connection, ack: str | int | None) -> None:
+        """Answer what has no result, if an answer was asked for."""
+        if ack is not None:
+            self.put(connection, self.outbound({"type": "system:ack", "payload": {"ack": ack}}))
+
+    def welcome(self, client: Connection, carrier: Connection) -> dict[str, Any]:
+        """Return what a client is told of itself and of what carries it."""
+        limits, beat = self.limits, carrier.heartbeat
+        return {
+            "id": client.id,
             "version": VERSION_OF_WIRE,
-            "codec": connection.wire.codec.name,
+            "codec": carrier.wire.codec.name,
             "heartbeat": {"interval": beat.interval, "timeout": beat.timeout} if beat else None,
             "limits": {
                 "message_size": limits.message_size,
@@ -378,9 +461,6 @@ class Hub:
                 "room_name": limits.room_name,
             },
         }
-        self.put(connection, self.outbound({"type": "system:welcome", "payload": payload}))
-        if message.ack is not None:
-            self.put(connection, self.outbound({"type": "system:ack", "payload": {"ack": message.ack}}))
 
     # Delivery ----------------------------------------------------------------------------------------
 

@@ -473,7 +473,7 @@ class RealtimeKernel:
         drain.check_close(code, reason)
         connection = self._hub.connections.get(client_id)
         if connection is not None:
-            connection.end(code, reason)
+            self._hub.close(connection, code, reason)
         else:
             arguments = {"code": int(code), "reason": reason}
             self._hub.cluster.ask(client_id, "disconnect", arguments, self.limits.ack_timeout)
@@ -486,6 +486,7 @@ class RealtimeKernel:
             "running": self.running,
             "clients": len(hub.connections),
             "rooms": len(hub.rooms.list()),
+            "sessions": hub.sessions.stats(),
             "workers": hub.workers.count if self.running else 0,
             "busy_workers": hub.workers.busy if self.running else 0,
             "blocked_loops": self._watchdog.count,

@@ -259,13 +259,18 @@ class Wire:
     """How one kind of connection wants its messages: a codec, and the step from payload to finished frame.
 
     Compared by identity: make one per kind of connection, not one per connection.
+
+    :param unfinish: the way back. Without it a client that resumes its session must come back by this same wire.
     """
 
-    __slots__ = ("codec", "finish")
+    __slots__ = ("codec", "finish", "unfinish")
 
-    def __init__(self, codec: Codec, finish: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, codec: Codec, finish: Callable[[bytes], bytes], unfinish: Callable[[bytes], bytes] | None = None
+    ) -> None:
         self.codec = codec
         self.finish = finish
+        self.unfinish = unfinish
 
 
 class Droppable(bytes):

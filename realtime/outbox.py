@@ -19,7 +19,7 @@ from gevent.hub import Hub as GeventHub
 from realtime.config import KiB, Limits
 from realtime.message import Droppable
 
-__all__ = ["Flusher", "Outbox", "Sink", "stall"]
+__all__ = ["Flusher", "Keeper", "Outbox", "Sink", "stall"]
 
 log = logging.getLogger("realtime")
 
@@ -45,6 +45,22 @@ class Sink(Protocol):
 
     def overflowed(self) -> None:
         """A message that may not be dropped does not fit: cut the slow consumer off (4008)."""
+
+
+class Keeper(Protocol):
+    """Keeps what goes through an outbox for longer than the connection lasts: see ``realtime.sessions``."""
+
+    def keep(self, frame: bytes) -> None:
+        """A message was accepted, after all those before it."""
+
+    def unkeep(self, frame: bytes) -> None:
+        """A message that waited was dropped, as its policy wants."""
+
+    def put_late(self, frame: bytes) -> bool:
+        """A message came after the outbox was closed; return whether it will be delivered all the same."""
+
+    def left(self, count: int) -> None:
+        """So many frames had not been written when the outbox was closed."""
 
 
 class Flusher:
@@ -88,6 +104,7 @@ class Outbox:
         "_sink",
         "_urgent",
         "closed",
+        "keeper",
         "limit",
         "park_at",
         "progress",
@@ -102,6 +119,7 @@ class Outbox:
         self._blocked = False  # the socket is full
         self._drained: Event | None = None  # set when bytes have left, made by the first who waits
         self._urgent = 0  # bytes of control frames among those that wait
+        self.keeper: Keeper | None = None
         self.size = 0
         self.limit = limits.outbox
         self.park_at = int(limits.outbox * limits.park_above)
@@ -115,6 +133,8 @@ class Outbox:
             return self._put_carefully(frame)
         self.size = size
         self._frames.append(frame)
+        if self.keeper is not None:
+            self.keeper.keep(frame)
         if not self._scheduled:
             self._scheduled = True
             self._flusher.add(self)
@@ -131,6 +151,28 @@ class Outbox:
         if not self.closed:
             self.limit = limit
         return accepted
+
+    def put_apart(self, frame: bytes) -> None:
+        """Append a small frame that belongs to the connection and not to the session it carries: not kept."""
+        if self.closed:
+            return
+        if self.size + len(frame) > self.limit:
+            self._overflow()
+            return
+        self._frames.append(frame)
+        self.size += len(frame)
+        self._flush_soon()
+
+    def replay(self, frames: Collection[bytes]) -> None:
+        """Append frames that are kept already, and are no reason to call their receiver slow."""
+        if self.closed or not frames:
+            return
+        size = sum(map(len, frames))
+        self.limit += size
+        self.park_at += size
+        self._frames.extend(frames)
+        self.size += size
+        self._flush_soon()
 
     def put_first(self, frame: bytes) -> None:
         """Append a control frame before everything that is not yet under way (RFC 6455 section 5.5).
@@ -164,15 +206,13 @@ class Outbox:
         """Append a droppable frame, or one that may not fit. The slow path of put()."""
         counters = self._flusher.counters
         if self.closed:
-            counters["dropped_after_close"] += 1
-            return False
+            return self._put_late(frame)
         if isinstance(frame, Droppable) and frame.key is not None:
             self._forget_key(frame.key)
         if self.size + len(frame) > self.limit and not self._blocked:
             self.flush()
             if self.closed:  # the flush found the connection broken
-                counters["dropped_after_close"] += 1
-                return False
+                return self._put_late(frame)
         if self.size + len(frame) > self.limit:
             if not isinstance(frame, Droppable):
                 self._overflow()
@@ -182,8 +222,17 @@ class Outbox:
                 return False
         self.size += len(frame)
         self._frames.append(frame)
+        if self.keeper is not None:
+            self.keeper.keep(frame)
         self._flush_soon()
         return True
+
+    def _put_late(self, frame: bytes) -> bool:
+        """The outbox is closed: somebody keeps the frame, or it is lost."""
+        if self.keeper is not None:
+            return self.keeper.put_late(frame)
+        self._flusher.counters["dropped_after_close"] += 1
+        return False
 
     def _flush_soon(self) -> None:
         """See to it that a flush comes; put() has this in place, because it is the hot path."""
@@ -202,6 +251,8 @@ class Outbox:
             if isinstance(waiting, Droppable) and waiting.key == key:
                 del self._frames[index]
                 self.size -= len(waiting)
+                if self.keeper is not None:
+                    self.keeper.unkeep(waiting)
                 self._flusher.counters["dropped_conflated"] += 1
                 return
 
@@ -217,6 +268,9 @@ class Outbox:
                 missing -= len(frame)
         if missing > 0:
             return False
+        if self.keeper is not None:
+            for index in sorted(chosen, reverse=True):
+                self.keeper.unkeep(self._frames[index])
         self._frames = [frame for index, frame in enumerate(self._frames) if index not in chosen]
         self.size = sum(map(len, self._frames))
         self._flusher.counters["dropped_oldest"] += len(chosen)
@@ -330,7 +384,7 @@ class Outbox:
         """Drop all that is not under way (counted), keeping only the rest of a half-sent frame."""
         frames = self._frames
         kept = frames[:1] if frames and type(frames[0]) is memoryview else []
-        self._flusher.counters["dropped_undelivered"] += len(frames) - len(kept)
+        self._left(len(frames) - len(kept))
         self._frames = kept
         self.size = sum(map(len, kept))
         self._urgent = 0
@@ -341,10 +395,17 @@ class Outbox:
         self.closed = True
         self.limit = -1
         if self._frames:
-            self._flusher.counters["dropped_undelivered"] += len(self._frames)
+            self._left(len(self._frames))
             self._frames = []
         self.size = 0
         self._wake()
+
+    def _left(self, count: int) -> None:
+        """So many frames will not be written: somebody keeps them, or they are lost."""
+        if self.keeper is not None:
+            self.keeper.left(count)
+        else:
+            self._flusher.counters["dropped_undelivered"] += count
 
 
 def stall(crowded: Collection[Outbox], timeout: float) -> None:

@@ -92,6 +92,12 @@ def compress_once(
     return compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]
 
 
+def inflate_once(compressed: bytes) -> bytes:
+    """Return what ``compress_once`` was given: for our own messages alone, as the size of the result is not bound."""
+    inflater = zlib.decompressobj(-_LARGEST_WINDOW)
+    return inflater.decompress(compressed + b"\x00\x00\xff\xff") + inflater.flush()
+
+
 class PerMessageDeflate:
     """The compressor and the inflater of one connection, with the parameters it agreed on.
 

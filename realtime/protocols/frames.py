@@ -13,7 +13,7 @@ from struct import Struct
 from realtime.codes import CloseCode
 from realtime.errors import FrameError, PayloadNotUtf8
 
-__all__ = ["Opcode", "apply_mask", "binary_frame", "encode_frame", "text_frame"]
+__all__ = ["Opcode", "apply_mask", "binary_frame", "encode_frame", "payload_of", "text_frame"]
 
 
 class Opcode(IntEnum):
@@ -71,6 +71,12 @@ def binary_frame(payload: bytes) -> bytes:
     if length < LENGTH_16:
         return _BINARY_HEADS[length] + payload
     return _head(_FIN_BINARY, length, 0) + payload
+
+
+def payload_of(frame: bytes) -> bytes:
+    """Return the payload of one whole frame of ours: unmasked, as ``text_frame`` and ``binary_frame`` make them."""
+    length = frame[1]
+    return frame[2 if length < LENGTH_16 else 4 if length == LENGTH_16 else 10 :]
 
 
 def encode_frame(

@@ -21,13 +21,13 @@ from realtime.transports.memory_client import Closing, MemoryClient
 
 __all__ = ["MemoryClient", "MemoryTransport"]
 
-_WIRES = {"json": PLAIN_JSON, "msgpack": Wire(MSGPACK, lambda payload: payload)}
+_WIRES = {"json": PLAIN_JSON, "msgpack": Wire(MSGPACK, bytes, bytes)}
 
 
 class _MemoryConnection(Connection):
     """The server's side of a memory client, and the sink of its outbox."""
 
-    __slots__ = ("_client", "_hub", "_transport", "_wants_to_write")
+    __slots__ = ("_client", "_hub", "_outbox", "_transport", "_wants_to_write")
 
     transport = "memory"
 
@@ -37,14 +37,14 @@ class _MemoryConnection(Connection):
         self._client = client
         self._hub = transport.hub
         self._wants_to_write = False
-        self.outbox = Outbox(self, self._hub.flusher, self._hub.limits)
+        self.outbox = self._outbox = Outbox(self, self._hub.flusher, self._hub.limits)
 
     # From the client ---------------------------------------------------------------------------------
 
     def received(self, data: bytes) -> None:
         """A message came in."""
-        if len(data) > self._hub.limits.message_size and not self.closed:
-            self.outbox.discard()
+        if len(data) > self._hub.limits.message_size and not self._outbox.closed:
+            self._outbox.discard()
             self.end(CloseCode.MESSAGE_TOO_BIG, f"a message may have {self._hub.limits.message_size} bytes")
         else:
             self._hub.receive(self, data)
@@ -56,7 +56,7 @@ class _MemoryConnection(Connection):
 
     def client_vanished(self, code: int, reason: str) -> None:
         """The client is gone without a word: what waits for it is dropped, and counted."""
-        self.outbox.close()
+        self._outbox.close()
         self._hub.disconnect(self, reason, code=code)
         self._transport.forget(self._client)
 
@@ -64,17 +64,17 @@ class _MemoryConnection(Connection):
 
     def transmit(self, frame: bytes) -> None:
         """Everything goes through the outbox."""
-        self.outbox.put(frame)
+        self._outbox.put(frame)
 
     def end(self, code: int, reason: str) -> None:
         """Close after what waits in the outbox; the kernel knows at once."""
-        if not self.closed:
+        if not self._outbox.closed:
             self._finish_with(code, reason)
             self._hub.disconnect(self, reason, code=code)
 
     def _finish_with(self, code: int, reason: str) -> None:
-        self.outbox.put_last(Closing.of(code, reason))
-        self.outbox.flush()
+        self._outbox.put_last(Closing.of(code, reason))
+        self._outbox.flush()
 
     def pause_reading(self) -> None:
         """Leave what comes with the client."""
@@ -105,7 +105,7 @@ class _MemoryConnection(Connection):
         """The client reads again."""
         if self._wants_to_write:
             self._wants_to_write = False
-            gevent.get_hub().loop.run_callback(self.outbox.resume)
+            gevent.get_hub().loop.run_callback(self._outbox.resume)
 
     def finished(self) -> None:
         """The client has our last frame."""
@@ -117,7 +117,7 @@ class _MemoryConnection(Connection):
 
     def overflowed(self) -> None:
         """Cut the slow consumer off."""
-        self.outbox.discard()
+        self._outbox.discard()
         self.end(CloseCode.SLOW_CONSUMER, "slow consumer")
 
 

@@ -13,8 +13,8 @@ from realtime.errors import ConfigurationError
 from realtime.hub import Hub
 from realtime.message import JSON, MSGPACK, MSGPACK_SUBPROTOCOL, Codec, Wire
 from realtime.outbox import Outbox
-from realtime.protocols.deflate import DeflateOptions, compress_once
-from realtime.protocols.frames import Opcode, binary_frame, encode_frame, text_frame
+from realtime.protocols.deflate import DeflateOptions, compress_once, inflate_once
+from realtime.protocols.frames import RSV1, Opcode, binary_frame, encode_frame, payload_of, text_frame
 from realtime.transports.base import ListenAddress, Transport
 from realtime.transports.channel import Channel
 from realtime.transports.files import javascript_client
@@ -31,8 +31,8 @@ __all__ = ["PlainServer", "WebSocket", "WebSocketTransport", "serve"]
 log = logging.getLogger("realtime.websocket")
 
 JSON_SUBPROTOCOL = "realtime.json.v1"
-_JSON_FRAMES = Wire(JSON, text_frame)
-_MSGPACK_FRAMES = Wire(MSGPACK, binary_frame)
+_JSON_FRAMES = Wire(JSON, text_frame, payload_of)
+_MSGPACK_FRAMES = Wire(MSGPACK, binary_frame, payload_of)
 
 
 class WebSocketConnection(Connection):
@@ -74,7 +74,7 @@ class WebSocketConnection(Connection):
 
     def hung_up(self) -> None:
         """Take what is left, whatever the inbox holds."""
-        self.leaving = True
+        self.client.leaving = True
 
     def channel_closed(self, code: int, reason: str) -> None:
         """The client is gone."""
@@ -242,7 +242,7 @@ class WebSocketTransport(Transport):
         codec: Codec = MSGPACK if binary else JSON
         key = (codec, agreed.send_window_bits)
         if key not in self._wires:
-            self._wires[key] = Wire(codec, _deflating(self._deflate, binary, agreed.send_window_bits))
+            self._wires[key] = Wire(codec, _deflating(self._deflate, binary, agreed.send_window_bits), _inflated)
         return self._wires[key]
 
 
@@ -272,3 +272,9 @@ def _deflating(options: DeflateOptions, binary: bool, window_bits: int) -> Calla
         return encode_frame(opcode, compressed, rsv1=True)
 
     return finish
+
+
+def _inflated(frame: bytes) -> bytes:
+    """Return the payload of a frame that may be compressed."""
+    payload = payload_of(frame)
+    return inflate_once(payload) if frame[0] & RSV1 else payload

@@ -9,8 +9,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from realtime.expiry import Expiry
 from realtime.signaling.calls import reason_of_end
-from realtime.signaling.expiry import Expiry
 
 PATIENCE = 60.0
 
@@ -88,7 +88,7 @@ def test_it_goes_on_to_what_is_due_next(expiry: Expiry, due: Due) -> None:
 def test_a_failure_is_logged_and_does_not_end_it(
     expiry: Expiry, due: Due, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("realtime.signaling.expiry.AFTER_FAILURE", 0.01)
+    monkeypatch.setattr("realtime.expiry.AFTER_FAILURE", 0.01)
     due.fails = True
     expiry.due(monotonic())
     assert due.called.wait(PATIENCE)

@@ -1,0 +1,449 @@
+"""Sessions: a client that asked for one outlives its connection, and comes back by another as if nothing had been.
+
+A client that lost its connection without a word keeps its id, rooms, metadata and handlers for
+``Limits.session_grace`` seconds. What is sent to it meanwhile waits, and what was on its way is sent again: both
+sides count the messages of the session, so each is delivered once and in order, or the client is told that it
+cannot be.
+
+The :class:`~realtime.connection.Connection` it first came by stays what handlers, rooms and the hub know of it.
+What carries it at present is a :class:`Line`, and each line's outbox hands what goes through it to the session's ring.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Collection
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from realtime.codes import CloseCode
+from realtime.config import KiB
+from realtime.connection import Connection
+from realtime.errors import BadMessage
+from realtime.expiry import Expiry
+from realtime.message import Wire
+from realtime.outbox import Keeper, Outbox
+from realtime.session_ring import Ring
+from realtime.session_wire import UNCOUNTED, Wish, carries_over, changed, read_count
+
+if TYPE_CHECKING:
+    from realtime.hub import Hub
+
+__all__ = ["Line", "Session", "Sessions"]
+
+log = logging.getLogger("realtime")
+
+UNCLEAN = frozenset((CloseCode.ABNORMAL, CloseCode.HEARTBEAT_TIMEOUT))  # after which a client may come back
+TOKEN_BYTES = 24  # of randomness
+TELL_MESSAGES = 64  # received from a client before it is told so
+TELL_BYTES = 64 * KiB
+AT_ONCE = 100  # sessions that expire before others get a turn
+
+
+class State(Enum):
+    """What is known of the client of a session."""
+
+    CARRIED = "carried"
+    AWAY = "away"
+    OVER = "over"
+
+
+class Refusal(Enum):
+    """Why a session cannot be resumed, as the client is told."""
+
+    UNKNOWN = "unknown"  # forged, used, expired, of another identity or of a server that has gone: all look alike
+    MISSED = "too much was missed"
+    MISCOUNTED = "miscounted"  # the client claims to have more than it was sent
+    CODEC = "cannot be continued in this codec"
+
+
+class Session:
+    """One client, and what is needed to go on with it.
+
+    :param client: the connection it first came by.
+    :param ring: what was sent to it.
+    """
+
+    __slots__ = (
+        "client",
+        "closing",
+        "deadline",
+        "end",
+        "line",
+        "received",
+        "ring",
+        "state",
+        "tokens",
+        "told",
+        "unheard",
+        "unwritten",
+    )
+
+    line: Line
+    """What carries it; while the client is away, what its messages wait in."""
+
+    def __init__(self, client: Connection, ring: Ring) -> None:
+        self.client = client
+        self.ring = ring
+        self.state = State.CARRIED
+        self.closing = False
+        """The server has closed it: it cannot be resumed."""
+        self.tokens: tuple[str, ...] = ()
+        """Those it can be resumed with, the newest last: the one before is good until the newest has arrived."""
+        self.received = 0
+        """Messages the client has sent."""
+        self.told = 0
+        """Of those the client knows."""
+        self.unheard = 0
+        """Bytes of the others."""
+        self.unwritten = 0
+        """Frames that waited when a connection ended."""
+        self.deadline = 0.0
+        self.end: tuple[str, int] = ("", int(CloseCode.ABNORMAL))
+        """How the last connection ended: reason and close code."""
+
+
+class Line(Keeper):
+    """One connection as the carrier of a session; without a connection, the time that the client is away."""
+
+    __slots__ = ("connection", "outbox", "session", "wire")
+
+    def __init__(self, session: Session, connection: Connection | None, outbox: Outbox, wire: Wire) -> None:
+        self.session = session
+        self.connection = connection
+        self.outbox = outbox
+        self.wire = wire
+
+    @property
+    def current(self) -> bool:
+        """Whether no other line has taken over."""
+        return self.session.line is self
+
+    def keep(self, frame: bytes) -> None:
+        """A message for the client was accepted."""
+        ring = self.session.ring
+        if ring.add(frame):
+            ring.trim(self.outbox.size)
+
+    def unkeep(self, frame: bytes) -> None:
+        """One that waited was dropped."""
+        self.session.ring.remove(frame)
+
+    def put_late(self, frame: bytes) -> bool:
+        """A message came for a connection that has ended: it goes where the client's messages go now."""
+        session = self.session
+        if not self.current:
+            return session.line.outbox.put(changed(frame, self.wire, session.line.wire))
+        self.keep(frame)  # nobody has told yet that the connection is over
+        return True
+
+    def left(self, count: int) -> None:
+        """The connection has ended with so many frames unwritten."""
+        if self.current:
+            self.session.unwritten += count
+
+
+class _Nowhere:
+    """Where the outbox of a client that is away writes to: all waits."""
+
+    def __init__(self, hub: Hub, session: Session) -> None:
+        self._hub = hub
+        self._session = session
+
+    def write(self, frames: list[bytes]) -> int:
+        """Take nothing."""
+        return 0
+
+    def watch_writable(self) -> None:
+        """It never is."""
+
+    def broken(self, error: OSError) -> None:
+        """Never called."""
+
+    def finished(self) -> None:
+        """Never called."""
+
+    def overflowed(self) -> None:
+        """More was sent to the client than it may come back to."""
+        self._hub.counters["sessions_overflowed"] += 1
+        self._hub.remove(self._session.client, "too much was sent while it was away", code=CloseCode.SLOW_CONSUMER)
+
+
+class Sessions:
+    """The sessions of one hub's clients. Everything here runs in its event loop; nothing switches greenlets."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._by_token: dict[str, Session] = {}
+        self._away: dict[Session, None] = {}  # the first is the first to expire
+        self._expiry = Expiry(self._expire)
+
+    def start(self) -> None:
+        """Let sessions expire from now on."""
+        self._expiry.start()
+
+    def stop(self) -> None:
+        """End that, and forget all. Switches greenlets."""
+        self._expiry.stop()
+        self._by_token.clear()
+        self._away.clear()
+
+    def stats(self) -> dict[str, int]:
+        """Return named numbers."""
+        sessions = set(self._by_token.values())
+        return {
+            "open": len(sessions),
+            "away": len(self._away),
+            "kept_bytes": sum(session.ring.size for session in sessions),
+        }
+
+    # Hello ---------------------------------------------------------------------------------------------
+
+    def greet(self, connection: Connection, wish: Wish, ack: str | int | None) -> None:
+        """A client asks for a session: give it the one it names, or a new one and the reason."""
+        if wish.token is None:
+            self._begin(connection, ack, None)
+            return
+        session = self._by_token.get(wish.token)
+        refusal = Refusal.UNKNOWN if session is None else self._objection(session, connection, wish.received)
+        if session is None or refusal is not None:
+            self._begin(connection, ack, refusal)
+        else:
+            self._resume(session, connection, wish, ack)
+
+    def _begin(self, connection: Connection, ack: str | int | None, refusal: Refusal | None) -> None:
+        """Welcome a client with a session that begins now."""
+        hub = self._hub
+        token = self._new_token()
+        about: dict[str, Any] = {"token": token, "resumed": False, "received": 0}
+        if refusal is not None:
+            about["reason"] = refusal.value
+            hub.counters[f"sessions_refused_{refusal.name.lower()}"] += 1
+        self._welcome(connection, connection, about)
+        if connection.closed:
+            return  # its outbox was full
+        session = Session(connection, Ring(hub.limits.session_buffer))
+        session.line = connection.line = Line(session, connection, connection.outbox, connection.wire)
+        connection.outbox.keeper = session.line
+        self._accept(session, token)
+        hub.counters["sessions_begun"] += 1
+        hub.acknowledge(connection, ack)
+
+    def _welcome(self, client: Connection, carrier: Connection, about: dict[str, Any]) -> None:
+        about["grace"] = self._hub.limits.session_grace
+        payload = {**self._hub.welcome(client, carrier), "session": about}
+        self._put_apart(carrier, {"type": "system:welcome", "payload": payload})
+
+    def _put_apart(self, carrier: Connection, message: dict[str, Any]) -> None:
+        """Send what does not count among the session's messages."""
+        self._hub.counters["sent"] += 1
+        carrier.outbox.put_apart(self._hub.outbound(message).finished(carrier.wire))
+
+    def _new_token(self) -> str:
+        return secrets.token_urlsafe(TOKEN_BYTES)
+
+    def _accept(self, session: Session, *tokens: str) -> None:
+        """Have a session be resumed with these tokens, and no others."""
+        for token in session.tokens:
+            self._by_token.pop(token, None)
+        session.tokens = tokens
+        for token in tokens:
+            self._by_token[token] = session
+
+    # Coming back -----------------------------------------------------------------------------------------
+
+    def _objection(self, session: Session, connection: Connection, count: int) -> Refusal | None:
+        """Return why a connection cannot go on with a session that it names; None if it can."""
+        if session.closing:
+            return Refusal.UNKNOWN
+        if not _same_identity(session.client.identity, connection.identity):
+            self._hub.counters["sessions_foreign"] += 1
+            return Refusal.UNKNOWN
+        ring = session.ring
+        refusal = None
+        if count > ring.count:
+            refusal = Refusal.MISCOUNTED
+        elif count < ring.first:
+            refusal = Refusal.MISSED
+        elif self._kept_for(session, connection.wire) is None:
+            refusal = Refusal.CODEC
+        if refusal is not None:  # its client is here and cannot have it: nobody else will come for it
+            self.close(session, CloseCode.REPLACED, "could not be resumed")
+        return refusal
+
+    def _kept_for(self, session: Session, wire: Wire) -> Collection[bytes] | None:
+        """Return what is kept for a client as frames of a wire; None if that cannot be."""
+        client, frames = session.client, session.ring.frames
+        if client.wire is wire:
+            return frames
+        if not carries_over(client.wire, wire):
+            return None
+        try:
+            return [changed(frame, client.wire, wire) for frame in frames]
+        except BadMessage as error:
+            log.warning("what waits for client %s cannot be sent as %s: %s", client.id, wire.codec.name, error)
+            return None
+
+    def _resume(self, session: Session, connection: Connection, wish: Wish, ack: str | int | None) -> None:
+        """Put a new connection in the place of a client's old one, and send again what the client does not have.
+
+        Nothing is sent to the client between the welcome and the first message after it but what it missed.
+        """
+        assert wish.token is not None
+        hub, client, old = self._hub, session.client, session.line
+        hub.remove(connection, "resumed the session of another connection", code=CloseCode.REPLACED)
+        if session.state is State.OVER:
+            return  # who was told of that has closed it
+        kept = self._kept_for(session, connection.wire)
+        assert kept is not None, "the objection would have been made"
+        session.ring.replace(kept)
+        hub.rewire(client, connection.wire)
+        outbox = connection.outbox
+        line = session.line = connection.line = Line(session, connection, outbox, connection.wire)
+        client.outbox = outbox
+        client.remote_address = connection.remote_address
+        client.leaving = False
+        self._away.pop(session, None)
+        session.state = State.CARRIED
+        session.unwritten = 0
+        session.ring.confirm(wish.received)
+        token = self._new_token()
+        self._accept(session, wish.token, token)
+        self._welcome(client, connection, {"token": token, "resumed": True, "received": session.received})
+        session.told, session.unheard = session.received, 0
+        hub.counters["sent"] += len(session.ring.frames)
+        outbox.replay(session.ring.frames)
+        outbox.keeper = line
+        _retire(old)
+        hub.counters["sessions_resumed"] += 1
+        self._read_on(client, connection)
+        hub.acknowledge(client, ack)
+        for tell in hub.on_resumed:
+            tell(client.context)
+
+    def _read_on(self, client: Connection, connection: Connection) -> None:
+        """Read from the new connection if the client's inbox has room."""
+        if connection.paused:
+            client.paused = True
+            self._hub.resume_if_room(client)
+        elif client.paused:
+            client.pause()
+
+    def confirm(self, client: Connection, payload: Any) -> None:
+        """A client has so many messages, and the newest token.
+
+        :raises BadMessage: it has no session, or was not sent so many.
+        """
+        count = read_count(payload)
+        if client.line is None:
+            raise BadMessage("this connection has no session: ask for one in system:hello")
+        session = client.line.session
+        if not session.ring.confirm(count):
+            raise BadMessage(f"the session has {session.ring.count} messages so far, not {count}")
+        self._accept(session, session.tokens[-1])
+
+    def count(self, session: Session, type: str, size: int) -> None:
+        """A client has sent a message of so many bytes: tell it now and then."""
+        if type in UNCOUNTED:
+            return
+        session.received += 1
+        session.unheard += size
+        if session.received - session.told >= TELL_MESSAGES or session.unheard >= TELL_BYTES:
+            session.told, session.unheard = session.received, 0
+            if session.line.connection is not None:
+                payload = {"count": session.received}
+                self._put_apart(session.line.connection, {"type": "system:received", "payload": payload})
+
+    # Going away ------------------------------------------------------------------------------------------
+
+    def ended(self, line: Line, reason: str, code: int) -> bool:
+        """A connection has ended; return whether its client is gone with it."""
+        session = line.session
+        if not line.current or session.state is not State.CARRIED:
+            return False
+        if session.closing or code not in UNCLEAN or self._hub.draining:
+            return True
+        self._detach(session, reason, code)
+        return False
+
+    def _detach(self, session: Session, reason: str, code: int) -> None:
+        """Keep everything for a client that may come back."""
+        hub, client = self._hub, session.client
+        if not client.outbox.closed:
+            client.outbox.close()
+        outbox = client.outbox = Outbox(_Nowhere(hub, session), hub.flusher, hub.limits)
+        outbox.park_at = outbox.limit  # nobody stalls for who cannot be hurried
+        outbox.keeper = session.line = Line(session, None, outbox, client.wire)
+        session.state = State.AWAY
+        session.end = (reason, code)
+        session.deadline = monotonic() + hub.limits.session_grace
+        self._away[session] = None
+        self._expiry.due(session.deadline)
+        hub.counters["sessions_detached"] += 1
+        for tell in hub.on_detached:
+            tell(client.context, code)
+        if len(self._away) > hub.limits.sessions_away:
+            hub.counters["sessions_given_up_early"] += 1
+            self._give_up(next(iter(self._away)))
+
+    def _give_up(self, session: Session) -> None:
+        reason, code = session.end
+        self._hub.remove(session.client, reason, code=code)
+
+    def _expire(self, now: float) -> float | None:
+        """End the sessions of those who did not come back in time; return when the next one ends. Switches."""
+        for number, session in enumerate(list(self._away), 1):
+            if session not in self._away:
+                continue  # it is back, while others had their turn
+            if session.deadline > now:
+                break
+            self._hub.counters["sessions_expired"] += 1
+            self._give_up(session)
+            if number % AT_ONCE == 0:
+                gevent.sleep(0)
+        first = next(iter(self._away), None)
+        return None if first is None else first.deadline
+
+    def close(self, session: Session, code: int, reason: str) -> None:
+        """End a session, and the connection that carries it."""
+        if session.state is State.AWAY:
+            self._hub.remove(session.client, reason, code=code)
+        elif session.line.connection is not None:
+            session.closing = True
+            session.line.connection.end(code, reason)
+
+    def forget(self, session: Session) -> None:
+        """The client of a session is gone."""
+        self._away.pop(session, None)
+        self._accept(session)
+        session.state = State.OVER
+        session.ring.frames.clear()
+        session.ring.size = 0
+        outbox = session.line.outbox
+        outbox.keeper = None  # what it still holds is lost if it is not written, and counted then
+        self._hub.counters["dropped_undelivered"] += session.unwritten
+        if session.line.connection is None:
+            outbox.close()
+
+
+def _retire(line: Line) -> None:
+    """Have nothing more go through a line that another has taken over from."""
+    outbox, connection = line.outbox, line.connection
+    if connection is not None:
+        outbox.discard()  # so that the close frame comes soon, if anybody still reads
+        connection.end(CloseCode.REPLACED, "another connection has resumed its session")
+    if not outbox.closed:
+        outbox.close()
+
+
+def _same_identity(one: Any, other: Any) -> bool:
+    """Compare what ``authenticate`` returned for two connections; an identity whose ``==`` fails is like no other."""
+    try:
+        return bool(one == other)
+    except Exception:
+        log.exception("identities of %s cannot be compared", type(one).__name__)
+        return False
