@@ -3,6 +3,8 @@
 Importing this package monkey-patches nothing.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Heartbeat, KiB, Limits, MeshOptions, MiB, PoolOptions
 from realtime.connection import Connection, Context
@@ -16,6 +18,7 @@ from realtime.errors import (
     NotConfirmed,
     NotRunning,
     PortInUse,
+    QueueFull,
     RealtimeError,
     Reject,
     TimedOut,
@@ -34,10 +37,14 @@ from realtime.transports.mesh_tls import MeshTLS
 from realtime.transports.websocket import WebSocketTransport
 from realtime.worker_pool import Worker, WorkerPool
 
+if TYPE_CHECKING:
+    from realtime.client import Client
+
 __all__ = [
     "BadMessage",
     "BadRoom",
     "CallFailed",
+    "Client",
     "CloseCode",
     "ConfigurationError",
     "Connection",
@@ -57,6 +64,7 @@ __all__ = [
     "PeerMeshTransport",
     "PoolOptions",
     "PortInUse",
+    "QueueFull",
     "RealtimeError",
     "RealtimeKernel",
     "Reject",
@@ -72,3 +80,12 @@ __all__ = [
     "WorkerPool",
     "event_name",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the client when it is asked for (PEP 562): servers do without simple-websocket and what it brings."""
+    if name == "Client":
+        from realtime.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
