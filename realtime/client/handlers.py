@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,19 +25,22 @@ class Handlers:
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[Handler, ...]] = {}
         self._answerers: dict[str, Handler] = {}
+        self._changing = threading.Lock()
 
     def add(self, type: str, handler: Handler) -> None:
         """Have a handler called for a type."""
         _check("on", type, handler)
-        self._listeners[type] = (*self._listeners.get(type, ()), handler)
+        with self._changing:
+            self._listeners[type] = (*self._listeners.get(type, ()), handler)
 
     def remove(self, type: str, handler: Handler) -> None:
         """Have it called no more. Raises ConfigurationError if it never was."""
-        listeners = list(self._listeners.get(type, ()))
-        if handler not in listeners:
-            raise ConfigurationError(f"off({type!r}, {handler!r}): was not registered")
-        listeners.remove(handler)
-        self._listeners[type] = tuple(listeners)
+        with self._changing:
+            listeners = list(self._listeners.get(type, ()))
+            if handler not in listeners:
+                raise ConfigurationError(f"off({type!r}, {handler!r}): was not registered")
+            listeners.remove(handler)
+            self._listeners[type] = tuple(listeners)
 
     def answer(self, type: str, answerer: Handler) -> None:
         """Have a function answer a question."""
@@ -54,7 +58,7 @@ class Handlers:
         for handler in self._listeners.get(type, ()):
             try:
                 handler(message)
-            except Exception:
+            except (Exception, SystemExit):  # a thread that ended would leave the messages after it unhandled
                 log.exception("the handler %s of %r failed", getattr(handler, "__qualname__", handler), type)
 
     def answer_to(self, question: ClientMessage) -> tuple[str, dict[str, Any]]:
@@ -66,7 +70,7 @@ class Handlers:
             return "system:ack", {"ack": question.ack, "result": answerer(question)}
         except (Reject, CallFailed) as error:
             return _refusal(question, error.code, error.message)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.exception("the answer to %r failed", question.type)
             return _refusal(question, ErrorCode.REJECTED, f"{type(error).__name__} in the client's answer")
 

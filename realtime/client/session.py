@@ -166,12 +166,12 @@ class Session:
     def close(self, code: int, reason: str) -> None:
         """End it for good; wait for the threads, but for the one that calls."""
         with self._lock:
+            self._stats["discarded"] += self.inbox.discard()
             if not self._stopping.is_set() and self.state is not ClientState.CLOSED:
                 self._ended = _Ended(code, reason)
                 self._deadline = time.monotonic() + CLOSE_HANDSHAKE
                 self._stopping.set()
-                self.calls.fail_all(self._ended.error, unsent_too=True)
-                self._stats["discarded"] += self.inbox.discard()
+                self._end_for_good()
                 if self._link is not None:
                     self._link.close(code, reason)
                 self._wake()
@@ -270,7 +270,10 @@ class Session:
                 failures += 1
             self._enter(ClientState.WAITING, code=int(ended.code), reason=ended.reason, retry_in=delay)
             self._stopping.wait(delay)
-        self._end_for_good(ended)
+        with self._lock:
+            if not self._stopping.is_set():
+                self._ended = ended
+                self._end_for_good()
 
     def _connection(self) -> _Ended:
         """One connection from its beginning to its end."""
@@ -373,9 +376,11 @@ class Session:
         name = message.type
         if self.calls.take(message) or _is_answer(message):
             self.inbox.hear(message, len(data), self._link)
-        elif name == "system:welcome" and self.state is ClientState.CONNECTING:
-            self._welcomed(message)
-            self.inbox.hear(message, len(data), self._link)
+        elif name == "system:welcome":
+            if self.state is ClientState.CONNECTING:
+                self._welcomed(message)
+            listened = self._handlers.has(name)  # else it is not kept for wait_for: one comes for every probe
+            (self.inbox.put if listened else self.inbox.hear)(message, len(data), self._link)
         elif not name.startswith("client:"):  # those are told by this client
             if name == "system:error" and not self._handlers.has(name):
                 log.warning("the server says no: %s", message.payload)
@@ -384,6 +389,8 @@ class Session:
     def _welcomed(self, message: ClientMessage) -> None:
         welcome = message.payload if isinstance(message.payload, dict) else {}
         with self._lock:
+            if self._stopping.is_set():
+                return
             self.id = welcome.get("id")
             limits = welcome.get("limits")
             self.limits = limits if isinstance(limits, dict) else None
@@ -419,24 +426,25 @@ class Session:
         with self._lock:
             self._link = None
             if self.state is ClientState.OPEN:
-                self.state = ClientState.CONNECTING  # until it is said what comes next: nothing can be sent
+                self.state = ClientState.WAITING  # until it is said what comes next: nothing can be sent
         lost = f"the connection was lost before the answer came: {ended.code} {ended.reason}".rstrip()
         self.calls.fail_all(lambda: ConnectionClosed(ended.code, lost), unsent_too=False)
 
-    def _end_for_good(self, ended: _Ended) -> None:
-        with self._lock:
-            if not self._stopping.is_set():
-                self._ended = ended
-            self._stats["unsent"] += self._queue.clear()
-            self.calls.fail_all(self._ended.error, unsent_too=True)
-            self._enter(ClientState.CLOSED, code=int(self._ended.code), reason=self._ended.reason)
-            self.inbox.end(self._ended.error)
+    def _end_for_good(self) -> None:
+        self._stats["unsent"] += self._queue.clear()
+        self.calls.fail_all(self._ended.error, unsent_too=True)
+        self._become(ClientState.CLOSED, code=int(self._ended.code), reason=self._ended.reason)
+        self.inbox.end(self._ended.error)
 
     def _enter(self, state: ClientState, **details: object) -> None:
-        with self._changed:
-            self.state = state
-            self.inbox.tell(ClientMessage("client:state", {"name": state.value, **details}))
-            self._changed.notify_all()
+        with self._lock:
+            if not self._stopping.is_set():
+                self._become(state, **details)
+
+    def _become(self, state: ClientState, **details: object) -> None:
+        self.state = state
+        self.inbox.tell(ClientMessage("client:state", {"name": state.value, **details}))
+        self._changed.notify_all()
 
     # The thread that handles ------------------------------------------------------------------------------------
 
