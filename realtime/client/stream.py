@@ -94,7 +94,7 @@ class Stream:
         self._paused = paused
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[bytes | memoryview] = deque()
         self._waiting = 0  # bytes in it
         self._sock: socket.socket | None = None
         self._encryption: _Encryption | None = None
@@ -237,15 +237,17 @@ class Stream:
     def _put(self, data: bytes) -> None:
         if self._closed or self._sock is None:
             raise ConnectionClosed(reason="the connection is closed")
-        if not self._outbox:
-            data = data[self._write(data) :]
-            if data:
-                self._wake()
-        if data:
+        if self._outbox:
             self._outbox.append(data)
             self._waiting += len(data)
+            return
+        done = self._write(data)
+        if done < len(data):
+            self._outbox.append(memoryview(data)[done:])  # a copy for every piece would cost the square of the size
+            self._waiting += len(data) - done
+            self._wake()  # not before it is there: the reader looks without the lock
 
-    def _write(self, data: bytes) -> int:
+    def _write(self, data: bytes | memoryview) -> int:
         assert self._sock is not None
         done = 0
         try:
@@ -262,7 +264,7 @@ class Stream:
                 done = self._write(first)
                 self._waiting -= done
                 if done < len(first):
-                    self._outbox[0] = first[done:]
+                    self._outbox[0] = memoryview(first)[done:]
                     break
                 self._outbox.popleft()
             if self._waiting <= self._bound:
