@@ -9,8 +9,9 @@ What simple-websocket 1.1 does by itself, and what stands before it here:
   reads no more while the client has no room.
 * Its handshake waits forever, spins at an end of file, sends a Host without port, asks only the first address of a
   name, and leaves lying what comes with the answer: the stream connects, and our own handshake asks.
-* It answers no close frame, names 1005 where a connection broke (1006), and its ``close`` lets its thread sit in
-  ``recv`` for ever: see :meth:`Link.close`, and the stream, whose waits end.
+* It answers no close frame, names 1005 where a connection broke (1006), takes a ping within the closing handshake
+  for the end of it, and its ``close`` lets its thread sit in ``recv`` for ever: see :meth:`Link.close`,
+  :class:`_Connection`, and the stream, whose waits end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from simple_websocket.ws import Base
 from wsproto import ConnectionType
 from wsproto.connection import Connection, ConnectionState
-from wsproto.events import CloseConnection
+from wsproto.events import CloseConnection, Event, Pong
 from wsproto.extensions import Extension
 from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
 from wsproto.utilities import LocalProtocolError
@@ -74,6 +75,16 @@ class _SizeGuard(Extension):
                 self.reason = f"a message in more than {_FRAGMENTS} fragments"
                 return CloseReason.MESSAGE_TOO_BIG
         return RsvBits(False, False, False)
+
+
+class _Connection(Connection):
+    """Passes pings over once our close frame is out: for wsproto, to answer one then would be an error, over which
+    simple-websocket would end the connection with what still waits to be sent."""
+
+    def send(self, event: Event) -> bytes:
+        if isinstance(event, Pong) and self.state is ConnectionState.LOCAL_CLOSING:
+            return b""
+        return super().send(event)
 
 
 class _CallersThread:
@@ -145,7 +156,7 @@ class Link(Base):  # type: ignore[misc]  # it has no types
             said = self._refusal(head, reader.leftover)
             raise HandshakeError(error.status, f"{error.message}{said}", error.headers) from None
         self.subprotocol = accepted.subprotocol
-        self.ws.connection = Connection(ConnectionType.CLIENT, [self._guard], reader.leftover)
+        self.ws.connection = _Connection(ConnectionType.CLIENT, [self._guard], reader.leftover)
         self.close_reason, self.close_message = CloseCode.ABNORMAL, ""
         self.connected = True
 
