@@ -405,8 +405,7 @@ def test_a_reader_that_is_too_slow_gets_what_was_kept_and_then_an_error(make: Ma
         found = [next(items)]
         client.call("payload", 1)  # the server has handled the other before it answers this one
         with pytest.raises(CallFailed, match="more than 3 items") as caught:
-            while True:
-                found.append(next(items))
+            found.extend(items)
         assert caught.value.code == "overflow"
         assert found == list(range(len(found)))
         assert client.call("payload", 2) == 2
@@ -415,12 +414,12 @@ def test_a_reader_that_is_too_slow_gets_what_was_kept_and_then_an_error(make: Ma
 # Reconnecting ---------------------------------------------------------------------------------------------------
 
 
-def test_a_first_attempt_that_fails_is_raised_and_with_retry_it_waits_for_the_server(make: Make, tmp_path: Path) -> None:
+def test_a_first_attempt_that_fails_is_raised_and_with_retry_it_is_not_the_last(make: Make, tmp_path: Path) -> None:
     program, port = start_server(tmp_path)
     with program:
         program.stop()
     client = make(url_of(port))
-    with pytest.raises(ConnectionClosed, match="cannot connect to 127.0.0.1:.*refused") as caught:
+    with pytest.raises(ConnectionClosed, match=r"cannot connect to 127\.0\.0\.1:.*refused") as caught:
         client.connect()
     assert isinstance(caught.value.__cause__, OSError)
     assert client.state == "closed"
@@ -486,7 +485,7 @@ def test_the_queue_is_bounded_and_calls_that_time_out_leave_it(make: Make, tmp_p
         client.send("note", "x" * 1000)
     for number in range(3):
         client.send("note", number)
-    with pytest.raises(QueueFull, match="3 messages of .* wait already"):
+    with pytest.raises(QueueFull, match=r"3 messages of .* wait already"):
         client.call("notes")
     client.close()
     assert client.stats()["unsent"] == 3
@@ -739,5 +738,5 @@ def test_tls_with_a_trusted_certificate(make: Make, tls_server: tuple[Program, s
 def test_tls_without_trust_is_refused_and_says_why(make: Make, tls_server: tuple[Program, str]) -> None:
     with pytest.raises(ConnectionClosed, match="certificate verify failed"):
         make(tls_server[1]).connect()
-    with pytest.raises(ConnectionClosed, match="connection|refused|closed|reset|ended"):
+    with pytest.raises(ConnectionClosed, match="1006"):
         make(tls_server[1].replace("wss:", "ws:")).connect()
