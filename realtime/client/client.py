@@ -18,7 +18,7 @@ from realtime.client.session import ClientState, Session, Settings
 from realtime.client.wire import JSON_WIRE, MSGPACK_WIRE, ClientMessage
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat
-from realtime.errors import BadMessage, ConfigurationError
+from realtime.errors import BadMessage, ConfigurationError, RealtimeError
 
 __all__ = ["Client"]
 
@@ -113,9 +113,15 @@ class Client:
             if self._session.state is ClientState.CLOSED:
                 self._session.close(CloseCode.NORMAL, "")  # waits for the last one's threads
                 self._session = self._new_session()
-                self._session.start(patient=retry)
             session = self._session
-        session.wait_open()
+            since = session.opens
+            if session.state is ClientState.CLOSED:
+                session.start(patient=retry)
+        try:
+            session.wait_open(since)
+        except RealtimeError:
+            session.close(CloseCode.NORMAL, "")  # has ended already: waits for its threads
+            raise
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """End the connection for good, and wait until its threads are gone. Does nothing if it is closed.
@@ -133,7 +139,11 @@ class Client:
         self._session.close(int(code), reason)
 
     def __enter__(self) -> Client:
-        self.connect()
+        try:
+            self.connect()
+        except BaseException:  # a KeyboardInterrupt, too, must not leave it trying
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -169,7 +179,7 @@ class Client:
 
         ``sent``, ``received``, ``connects``; ``bad_messages`` that could not be read; ``unclaimed`` messages without
         a handler that were dropped as too many waited for ``wait_for``; ``discarded`` by ``close``; ``unsent``:
-        waited for a connection that never came, or were too large for it.
+        waited for a connection that never came, were too large for it, or were answers that the server did not take.
         """
         names = ("sent", "received", "connects", "bad_messages", "discarded", "unsent", "unclaimed")
         return {name: self._stats[name] for name in names}

@@ -85,6 +85,10 @@ class Inbox:
         self._handler: int | None = None  # the thread that runs handlers
         self._handler_waits: _Failable | None = None
 
+    def begin(self) -> None:
+        """Messages will come, whatever :meth:`end` said before."""
+        self._end = None
+
     # From the thread that reads ---------------------------------------------------------------------------
 
     def put(self, message: ClientMessage, size: int, source: object) -> None:

@@ -78,11 +78,19 @@ class _SizeGuard(Extension):
 
 
 class _Connection(Connection):
-    """Passes pings over once our close frame is out: for wsproto, to answer one then would be an error, over which
-    simple-websocket would end the connection with what still waits to be sent."""
+    """Leaves pings unanswered where an answer would do harm.
+
+    Once our close frame is out, answering is an error to wsproto, over which simple-websocket would end the connection
+    with what still waits to be sent. And a server that pings on and on without reading must not fill the outbox (RFC
+    6455 section 5.5.3 asks for the answer to the latest ping alone).
+    """
+
+    def __init__(self, guard: _SizeGuard, data: bytes, crowded: Callable[[], bool]) -> None:
+        self._crowded = crowded
+        super().__init__(ConnectionType.CLIENT, [guard], data)
 
     def send(self, event: Event) -> bytes:
-        if isinstance(event, Pong) and self.state is ConnectionState.LOCAL_CLOSING:
+        if isinstance(event, Pong) and (self.state is ConnectionState.LOCAL_CLOSING or self._crowded()):
             return b""
         return super().send(event)
 
@@ -156,7 +164,7 @@ class Link(Base):  # type: ignore[misc]  # it has no types
             said = self._refusal(head, reader.leftover)
             raise HandshakeError(error.status, f"{error.message}{said}", error.headers) from None
         self.subprotocol = accepted.subprotocol
-        self.ws.connection = _Connection(ConnectionType.CLIENT, [self._guard], reader.leftover)
+        self.ws.connection = _Connection(self._guard, reader.leftover, lambda: self.sock.crowded)
         self.close_reason, self.close_message = CloseCode.ABNORMAL, ""
         self.connected = True
 

@@ -127,9 +127,12 @@ class Session:
         self.id: str | None = None
         self.heartbeat: Heartbeat | None = None
         self.limits: dict[str, int] | None = None
+        self.opens = 0
+        """How often the server has welcomed us."""
         self.calls = Calls()
         self.inbox = Inbox(settings.limits, handled=handlers.has, on_room=self._wake, stats=stats)
         self._settings = settings
+        self.inbox.end(_NOT_YET.error)
         self._handlers = handlers
         self._stats = stats
         self._on_open = on_open
@@ -152,15 +155,16 @@ class Session:
     def start(self, *, patient: bool) -> None:
         """Begin. Not ``patient``: a first attempt that fails is the last."""
         self._patient = patient
+        self.inbox.begin()
         self.state = ClientState.CONNECTING
         self._handling.start()
         self._reader.start()
 
-    def wait_open(self) -> None:
-        """Wait until it is open. Raises what ended it before."""
+    def wait_open(self, since: int) -> None:
+        """Wait until it is open, or was meanwhile: more often than ``since`` times. Raises what ended it before."""
         with self._changed:
-            self._changed.wait_for(lambda: self.state in (ClientState.OPEN, ClientState.CLOSED))
-            if self.state is ClientState.CLOSED:
+            self._changed.wait_for(lambda: self.opens > since or self.state in (ClientState.OPEN, ClientState.CLOSED))
+            if self.opens <= since and self.state is ClientState.CLOSED:
                 raise self._ended.error()
 
     def close(self, code: int, reason: str) -> None:
@@ -397,6 +401,7 @@ class Session:
             self.heartbeat = _heartbeat(welcome.get("heartbeat"))
             self._watch = SilenceWatch(self.heartbeat)
             self._opened_at = time.monotonic()
+            self.opens += 1
             self._stats["connects"] += 1
             self._on_open()
             self._flush()
@@ -467,7 +472,12 @@ class Session:
             log.error("the answer to %r cannot be sent: %s", entry.message.type, error)
             refusal = {"ack": entry.message.ack, "code": "rejected", "message": str(error)}
             data = self._settings.wire.request("system:error", refusal)
-        self.reply(entry.source, data)
+        stream = self._stream
+        if stream is None or stream.wait_for_room(self._settings.timeout):
+            self.reply(entry.source, data)
+        else:
+            self._stats["unsent"] += 1
+            log.error("the answer to %r is not sent: the server takes nothing", entry.message.type)
 
 
 def _is_answer(message: ClientMessage) -> bool:

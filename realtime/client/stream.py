@@ -8,6 +8,7 @@ its waits ends, because this one does. One thread reads, and writes what is left
 from __future__ import annotations
 
 import errno
+import math
 import os
 import selectors
 import socket
@@ -114,9 +115,13 @@ class Stream:
         :raises OSError: nobody answers, or TLS fails: the certificate is not trusted, for instance.
         """
         failure: OSError | None = None
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for index, (family, kind, protocol, _, address) in enumerate(found):
+            left = self._tick()
+            # each has its share of the time: one whose packets are lost must not keep us from the others
+            share = math.inf if left is None else left / (len(found) - index)
             try:
-                self._connect(socket.socket(family, kind, protocol), address)
+                self._connect(socket.socket(family, kind, protocol), address, time.monotonic() + share)
                 break
             except ConnectionClosed:
                 raise  # out of time, or wanted no more: not this address's fault
@@ -127,14 +132,15 @@ class Stream:
         if self._context is not None:
             self._encrypt(_Encryption(self._context, host))
 
-    def _connect(self, sock: socket.socket, address: Any) -> None:
+    def _connect(self, sock: socket.socket, address: Any, deadline: float) -> None:
         try:
             sock.setblocking(False)
             number = sock.connect_ex(address)
             self._sock = sock
             if number == errno.EINPROGRESS:
-                while not self._wait(_WRITE):
-                    pass
+                while not self._wait(_WRITE, deadline):
+                    if time.monotonic() >= deadline:
+                        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 raise OSError(number, os.strerror(number))
@@ -212,12 +218,17 @@ class Stream:
 
     # What the client calls -------------------------------------------------------------------------------
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more than the bound waits in the outbox."""
+        return self._waiting > self._bound
+
     def wait_for_room(self, timeout: float) -> bool:
         """Wait while more than the bound waits in the outbox; False if that takes longer than ``timeout`` seconds."""
-        if self._waiting <= self._bound:
+        if not self.crowded:
             return True
         with self._room:
-            return self._room.wait_for(lambda: self._waiting <= self._bound, timeout)
+            return self._room.wait_for(lambda: not self.crowded, min(timeout, threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
         """Have the reading thread look around: at ``tick``, ``paused`` and the outbox. From any thread."""
@@ -267,7 +278,7 @@ class Stream:
                     self._outbox[0] = memoryview(first)[done:]
                     break
                 self._outbox.popleft()
-            if self._waiting <= self._bound:
+            if not self.crowded:
                 self._room.notify_all()
 
     def _read_raw(self) -> bytes | None:
@@ -296,11 +307,15 @@ class Stream:
                 self._put(answer)
         return plain
 
-    def _wait(self, events: int) -> int:
+    def _wait(self, events: int, deadline: float = math.inf) -> int:
         """Wait once for the socket or a call of ``wake``; return what the socket is ready for."""
         self._watch(events)
         ready = 0
-        for key, found in self._selector.select(self._tick()):
+        timeout = self._tick()
+        if deadline < math.inf:
+            left = deadline - time.monotonic()
+            timeout = left if timeout is None else min(left, timeout)
+        for key, found in self._selector.select(timeout):
             if key.fileobj is self._wakened:
                 self._drain()
             else:

@@ -211,6 +211,31 @@ def test_a_server_that_never_reads_has_senders_wait_and_then_raise_and_memory_st
         client.close()
 
 
+def test_a_server_that_pings_and_asks_without_reading_does_not_fill_the_memory() -> None:
+    done, ended = threading.Event(), threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.welcome()
+        pings = frame(9, b"x" * 125) * 500
+        question = frame(1, json.dumps({"type": "big", "ack": 1}).encode())
+        for _ in range(200):  # 25 MB of answers, were all of them answered
+            peer.sock.sendall(pings + question)
+        peer.sock.sendall(frame(1, b'{"type": "end"}'))
+        done.set()
+        assert ended.wait(PATIENCE)
+
+    with server(serve, receive_buffer=4096) as url:
+        client = Client(url, timeout=1, limits=ClientLimits(outbox=100_000))
+        client.answer("big", lambda question: "x" * 50_000)
+        client.connect()
+        assert client.wait_for("end", timeout=PATIENCE)
+        assert done.wait(PATIENCE)
+        waiting = client._session._stream._waiting  # type: ignore[union-attr]  # shown nowhere else
+        ended.set()
+        client.close()
+    assert 0 < waiting < MiB
+
+
 # What is received -----------------------------------------------------------------------------------------------
 
 

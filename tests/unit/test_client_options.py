@@ -73,6 +73,8 @@ def test_before_connect_nothing_can_be_sent_and_closing_does_nothing() -> None:
     client = Client("ws://127.0.0.1:1/")
     with pytest.raises(ConnectionClosed, match=r"call connect\(\) first"):
         client.send("chat")
+    with pytest.raises(ConnectionClosed, match=r"call connect\(\) first"):
+        client.wait_for("chat")
     client.close()
     assert (client.state, client.id, client.heartbeat, client.server_limits) == ("closed", None, None, None)
     assert set(client.stats().values()) == {0}
