@@ -574,23 +574,6 @@ def test_closing_ends_everything_that_waits_and_a_second_time_does_nothing(make:
         client.close(1000, "ü" * 62)
 
 
-def test_a_connection_that_went_dead_is_noticed_and_replaced(make: Make, tmp_path: Path) -> None:
-    program, port = start_server(tmp_path, heartbeat=(0.5, 1.0))
-    with program, Proxy(port) as proxy:
-        client = make(url_of(proxy.port))
-        states = States(client)
-        client.connect()
-        states.next("open")
-        proxy.hold()
-        with pytest.raises(ConnectionClosed, match="4009 the connection was lost"):
-            client.call("payload", "into the void")
-        assert states.next("waiting")["reason"] == "nothing was heard from the server"
-        proxy.reset()
-        states.next("open")
-        assert client.call("payload", "back") == "back"
-        client.close()
-
-
 def test_a_connection_that_is_reset_comes_back(make: Make, port: int) -> None:
     with Proxy(port) as proxy:
         client = make(url_of(proxy.port))

@@ -519,6 +519,41 @@ def test_a_server_without_messagepack_is_refused_where_it_is_wanted() -> None:
         Client(url, msgpack=True, timeout=PATIENCE).connect()
 
 
+# Silence --------------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_went_dead_is_asked_for_a_sign_of_life_and_then_replaced() -> None:
+    heard: list[str] = []
+    told: list[tuple[int, str]] = []
+
+    def fall_silent(peer: Peer) -> None:
+        """Welcome, promise to ping, and never say a word again."""
+        peer.accept()
+        payload = {"id": "first", "heartbeat": {"interval": 0.1, "timeout": 0.2}}
+        peer.sock.sendall(frame(1, json.dumps({"type": "system:welcome", "payload": payload}).encode()))
+        while True:
+            opcode, data = peer.frame()
+            if opcode == 8:
+                told.append((struct.unpack(">H", data[:2])[0], data[2:].decode()))
+                return
+            heard.append(json.loads(data)["type"])
+
+    def welcome(peer: Peer) -> None:
+        peer.welcome()
+        peer.until_close()
+
+    with server(fall_silent, welcome) as url:
+        client = Client(url, timeout=PATIENCE, backoff=QUICK)
+        states = States(client)
+        client.connect()
+        assert states.next("waiting")["code"] == 4009
+        states.next("open")
+        assert client.id == "you"
+        client.close()
+    assert heard == ["system:hello", "system:hello"]
+    assert told == [(4009, "nothing was heard from the server")]
+
+
 # The end --------------------------------------------------------------------------------------------------------
 
 
