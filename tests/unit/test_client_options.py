@@ -108,10 +108,3 @@ def test_the_pauses_grow_to_the_longest_with_jitter() -> None:
     assert steady.delay(10**6) == 5
     delays = [Backoff().delay(0) for _ in range(200)]
     assert 0.5 <= min(delays) < 0.9 < 1.1 < max(delays) <= 1.5
-
-
-def test_the_client_is_found_in_the_package_and_unknown_names_are_not() -> None:
-    assert "Client" in realtime.__all__
-    assert realtime.Client is Client
-    with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
-        realtime.Clinet  # type: ignore[attr-defined]  # noqa: B018
