@@ -6,7 +6,7 @@
 
 from realtime.client.client import Client
 from realtime.client.options import Backoff, ClientLimits
-from realtime.client.session import ClientState
+from realtime.client.states import ClientState
 from realtime.client.wire import ClientMessage
 
 __all__ = ["Backoff", "Client", "ClientLimits", "ClientMessage", "ClientState"]

@@ -14,7 +14,8 @@ from realtime.client.calls import Pending, Question
 from realtime.client.handlers import Handler, Handlers
 from realtime.client.options import Address, Backoff, ClientLimits, HeaderSource, check_headers, check_seconds, trust
 from realtime.client.rooms import ClientPresence, ClientRooms
-from realtime.client.session import ClientState, Session, Settings
+from realtime.client.session import Session
+from realtime.client.states import ClientState, Settings
 from realtime.client.wire import JSON_WIRE, MSGPACK_WIRE, ClientMessage
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat

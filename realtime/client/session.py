@@ -7,26 +7,23 @@ anything but the network and the clock, so that answers always arrive. The other
 from __future__ import annotations
 
 import logging
-import re
-import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from realtime.client.calls import Calls, Pending
 from realtime.client.handlers import Handlers
 from realtime.client.inbox import Entry, Inbox
 from realtime.client.link import Link
-from realtime.client.options import Address, Backoff, ClientLimits, Headers, check_headers
+from realtime.client.options import check_headers
+from realtime.client.states import NOT_YET, ClientState, Ended, Settings
 from realtime.client.stream import Stream
 from realtime.client.waiting import SendQueue
 from realtime.client.watchdog import Due, SilenceWatch
-from realtime.client.wire import ClientMessage, ClientWire
-from realtime.codes import CloseCode, may_reconnect
+from realtime.client.wire import ClientMessage
+from realtime.codes import CloseCode
 from realtime.config import Heartbeat
 from realtime.errors import (
     BadMessage,
@@ -34,84 +31,15 @@ from realtime.errors import (
     ConnectionClosed,
     HandshakeError,
     MessageTooBig,
-    RealtimeError,
     TimedOut,
 )
 
-__all__ = ["CLOSE_HANDSHAKE", "ClientState", "Session", "Settings"]
+__all__ = ["CLOSE_HANDSHAKE", "Session"]
 
 log = logging.getLogger("realtime.client")
 
 CLOSE_HANDSHAKE = 5.0  # seconds the server has to answer our close frame
 _STEADY_AFTER = 10.0  # a connection that was open for so many seconds starts the back-off anew
-_LONGEST_RETRY_AFTER = 3600.0
-_RETRY_AFTER = re.compile(r"(?:^|\W)retry_after=(\d+(?:\.\d+)?)")
-_PASSING = (408, 425, 429)  # what HTTP says 4xx with although it may go better later
-
-
-class ClientState(str, Enum):
-    """Where a Client is with its connection."""
-
-    CONNECTING = "connecting"
-    OPEN = "open"
-    """The server has welcomed it."""
-    WAITING = "waiting"
-    """Until the next attempt."""
-    CLOSED = "closed"
-    """For good, or never connected."""
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a Client was told."""
-
-    address: Address
-    headers: Callable[[], Headers | None]
-    tls: ssl.SSLContext | None
-    wire: ClientWire
-    timeout: float
-    reconnect: bool
-    backoff: Backoff
-    limits: ClientLimits
-    hello: Any
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """Why a connection, or the attempt at one, is over."""
-
-    code: int
-    reason: str
-    cause: Exception | None = None
-
-    def error(self) -> RealtimeError:
-        """Return what to raise for it, a new one each time."""
-        if isinstance(self.cause, HandshakeError):
-            return HandshakeError(self.cause.status, self.cause.message, self.cause.headers)
-        if isinstance(self.cause, ConfigurationError):
-            return ConfigurationError(str(self.cause))
-        closed = ConnectionClosed(self.code, self.reason)
-        closed.__cause__ = self.cause
-        return closed
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether it makes sense to come back."""
-        if isinstance(self.cause, HandshakeError):
-            return self.cause.status >= 500 or self.cause.status in _PASSING
-        return may_reconnect(self.code) and not isinstance(self.cause, ConfigurationError)
-
-    @property
-    def retry_after(self) -> float | None:
-        """The seconds that a draining server asks to wait, as in ``retry_after=2.5``."""
-        found = _RETRY_AFTER.search(self.reason) if self.code == CloseCode.DRAINING else None
-        return min(float(found[1]), _LONGEST_RETRY_AFTER) if found else None
-
-
-_NOT_YET = _Ended(CloseCode.ABNORMAL, "not connected: call connect() first")
 
 
 class Session:
@@ -132,7 +60,7 @@ class Session:
         self.calls = Calls()
         self.inbox = Inbox(settings.limits, handled=handlers.has, on_room=self._wake, stats=stats)
         self._settings = settings
-        self.inbox.end(_NOT_YET.error)
+        self.inbox.end(NOT_YET.error)
         self._handlers = handlers
         self._stats = stats
         self._on_open = on_open
@@ -146,7 +74,7 @@ class Session:
         self._opened_at = 0.0
         self._patient = True
         self._stopping = threading.Event()
-        self._ended = _NOT_YET
+        self._ended = NOT_YET
         self._reader = threading.Thread(target=self._run, name="realtime-client", daemon=True)
         self._handling = threading.Thread(target=self._handle_all, name="realtime-client-handlers", daemon=True)
 
@@ -172,7 +100,7 @@ class Session:
         with self._lock:
             self._stats["discarded"] += self.inbox.discard()
             if not self._stopping.is_set() and self.state is not ClientState.CLOSED:
-                self._ended = _Ended(code, reason)
+                self._ended = Ended(code, reason)
                 self._deadline = time.monotonic() + CLOSE_HANDSHAKE
                 self._stopping.set()
                 self._end_for_good()
@@ -254,13 +182,13 @@ class Session:
 
     def _run(self) -> None:
         failures = 0
-        ended = _NOT_YET
+        ended = NOT_YET
         while not self._stopping.is_set():
             try:
                 ended = self._connection()
             except Exception as error:  # a fault of ours must not leave callers waiting
                 log.exception("the client failed")
-                ended = _Ended(CloseCode.INTERNAL_ERROR, str(error))
+                ended = Ended(CloseCode.INTERNAL_ERROR, str(error))
             was_open = self.state is ClientState.OPEN
             if was_open and time.monotonic() - self._opened_at >= _STEADY_AFTER:
                 failures = 0
@@ -279,21 +207,21 @@ class Session:
                 self._ended = ended
                 self._end_for_good()
 
-    def _connection(self) -> _Ended:
+    def _connection(self) -> Ended:
         """One connection from its beginning to its end."""
         self._deadline = time.monotonic() + self._settings.timeout
         self._enter(ClientState.CONNECTING)
         try:
             link = self._open()
         except HandshakeError as error:
-            return _Ended(CloseCode.ABNORMAL, error.message, error)
+            return Ended(CloseCode.ABNORMAL, error.message, error)
         except ConfigurationError as error:
-            return _Ended(CloseCode.ABNORMAL, str(error), error)
+            return Ended(CloseCode.ABNORMAL, str(error), error)
         except ConnectionClosed as error:
-            return _Ended(error.code, error.reason)
+            return Ended(error.code, error.reason)
         except OSError as error:
             address = self._settings.address
-            return _Ended(CloseCode.ABNORMAL, f"cannot connect to {address.host}:{address.port}: {error}", error)
+            return Ended(CloseCode.ABNORMAL, f"cannot connect to {address.host}:{address.port}: {error}", error)
         with self._lock:
             self._link = link
             if self._stopping.is_set():
@@ -303,7 +231,7 @@ class Session:
         assert self._stream is not None
         failure = self._stream.error
         reason = link.close_message or (str(failure) if failure and link.close_reason == CloseCode.ABNORMAL else "")
-        return _Ended(int(link.close_reason), reason)
+        return Ended(int(link.close_reason), reason)
 
     def _open(self) -> Link:
         settings = self._settings
@@ -426,7 +354,7 @@ class Session:
                     self._stats["unsent"] += 1
                     log.error("a message that waited for the connection is not sent: %s", error)
 
-    def _unlink(self, ended: _Ended) -> None:
+    def _unlink(self, ended: Ended) -> None:
         """Let go of the connection; what was asked over it is not answered any more."""
         with self._lock:
             self._link = None
