@@ -147,7 +147,10 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["realtime", "realtime.testing", "realtime.transports.websocket"])
+MODULES_OF_SERVERS = ["kernel", "signaling", "testing", "transports.mesh", "transports.websocket", "worker_pool"]
+
+
+@pytest.mark.parametrize("module", ["realtime", *(f"realtime.{name}" for name in MODULES_OF_SERVERS)])
 def test_importing_patches_nothing_and_imports_nothing_optional(module: str) -> None:
     code = f"""
 import select, socket, ssl, subprocess, sys, threading, time
@@ -165,7 +168,7 @@ print(*sorted(set(sys.modules) & {OPTIONAL!r}))
 def test_importing_starts_no_thread_opens_no_socket_and_configures_no_logging() -> None:
     code = """
 import logging, os, threading
-import realtime, realtime.testing
+import realtime.kernel, realtime.testing, realtime.worker_pool
 assert threading.active_count() == 1
 assert not logging.getLogger().handlers and not logging.getLogger("realtime").handlers
 links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
