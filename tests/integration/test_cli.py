@@ -299,7 +299,7 @@ def test_an_exception_in_the_module_shows_its_traceback(tmp_path: Path, line: st
     assert error in "\n".join(lines[3:-1])
     assert lines[-1].startswith(f"realtime: module 'app' could not be imported: {error}")
     assert "importlib" not in done.stderr
-    assert "cli.py" not in done.stderr
+    assert "realtime/cli" not in done.stderr
 
 
 def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The command line, ``realtime`` and ``python -m realtime``: one module a command.
+
+``serve`` and ``demo`` monkey-patch before they import the application, so that code which blocks in the ordinary way
+waits in its own greenlet. Importing the library patches nothing, and neither does ``doctor``, which tells what that
+means. Nothing that waits is imported at the top of these modules: it would keep the unpatched functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from realtime.cli import doctor, serve
+from realtime.cli.common import Complaint, complain
+
+__all__ = ["main"]
+
+_EXAMPLES = """\
+examples:
+  realtime serve chat:kernel
+  realtime doctor
+
+`realtime COMMAND --help` tells more. `python -m realtime` is the same.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code. Leaves by SystemExit for ``--help`` and wrong usage.
+
+    :param argv: the arguments; those of the process if None.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except Complaint as complaint:
+        complain(complaint)
+        return complaint.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="realtime",
+        description="Real-time back ends in plain, blocking Python.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (serve, doctor):
+        module.add(commands)
+    return parser

@@ -1,0 +1,57 @@
+"""What the commands share: exit codes, one-line complaints, and how a command puts itself on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+__all__ = ["DISTRIBUTION", "FAILED", "MISUSED", "OK", "Complaint", "add_command", "complain", "end_quietly"]
+
+OK, FAILED, MISUSED = 0, 1, 2  # exit codes; argparse uses the same 2
+
+DISTRIBUTION = "realtime-toolkit"
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    """Where commands are added."""
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Complaint(Exception):
+    """What the user can put right: shown as one line.
+
+    :param code: what the command exits with.
+    """
+
+    def __init__(self, text: object, code: int = MISUSED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def add_command(
+    commands: Commands, name: str, command: Command, *, summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """Add a command and return its parser, for its arguments. ``examples`` ends its ``--help``."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def complain(text: object) -> None:
+    """Tell on stderr what is wrong."""
+    print(f"realtime: {text}", file=sys.stderr, flush=True)
+
+
+def end_quietly() -> None:
+    """After a BrokenPipeError, as in ``realtime doctor | head``: whoever reads has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
