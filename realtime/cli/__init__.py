@@ -8,6 +8,7 @@ means. Nothing that waits is imported at the top of these modules: it would keep
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
 from realtime.cli import doctor, serve
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: the arguments; those of the process if None.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
