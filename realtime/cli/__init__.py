@@ -11,13 +11,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from realtime.cli import doctor, serve
+from realtime.cli import demo, doctor, serve
 from realtime.cli.common import Complaint, complain
 
 __all__ = ["main"]
 
 _EXAMPLES = """\
 examples:
+  realtime demo
   realtime serve chat:kernel
   realtime doctor
 
@@ -48,6 +49,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, doctor):
+    for module in (serve, demo, doctor):
         module.add(commands)
     return parser
