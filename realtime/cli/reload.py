@@ -219,7 +219,7 @@ class Reloader:
             pass
         self._stream.close()
         self._stream = None
-        return server.returncode
+        return server.returncode if server.returncode >= 0 else 128 - server.returncode  # as a shell tells a signal
 
 
 def _short(path: str) -> str:
