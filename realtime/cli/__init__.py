@@ -11,8 +11,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from realtime.cli import demo, doctor, serve
-from realtime.cli.common import Complaint, complain
+from realtime.cli import demo, doctor, listen, send, serve
+from realtime.cli.common import INTERRUPTED, OK, Complaint, complain, end_quietly
 
 __all__ = ["main"]
 
@@ -20,6 +20,8 @@ _EXAMPLES = """\
 examples:
   realtime demo
   realtime serve chat:kernel
+  realtime send ws://localhost:8080/realtime chat:message hello --room tea
+  realtime listen ws://localhost:8080/realtime
   realtime doctor
 
 `realtime COMMAND --help` tells more. `python -m realtime` is the same.
@@ -39,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Complaint as complaint:
         complain(complaint)
         return complaint.code
+    except BrokenPipeError:
+        end_quietly()
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, demo, doctor):
+    for module in (serve, demo, send, listen, doctor):
         module.add(commands)
     return parser

@@ -8,9 +8,21 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-__all__ = ["DISTRIBUTION", "FAILED", "MISUSED", "OK", "Complaint", "add_command", "complain", "end_quietly"]
+__all__ = [
+    "DISTRIBUTION",
+    "FAILED",
+    "INTERRUPTED",
+    "MISUSED",
+    "OK",
+    "Complaint",
+    "add_command",
+    "complain",
+    "end_quietly",
+    "positive_number",
+]
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit codes; argparse uses the same 2
+INTERRUPTED = 130  # as a shell tells of Ctrl-C
 
 DISTRIBUTION = "realtime-toolkit"
 
@@ -45,6 +57,13 @@ def add_command(
     )
     parser.set_defaults(command=command)
     return parser
+
+
+def positive_number(text: str) -> int:
+    """Read a whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1")
+    return int(text)
 
 
 def complain(text: object) -> None:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from realtime.cli.common import DISTRIBUTION, OK, add_command, end_quietly
+from realtime.cli.common import DISTRIBUTION, OK, add_command
 from realtime.cli.loading import load_kernel
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     ]
     if kernel is not None:
         sections.append(_section(f"The kernel {arguments.target}", _transports(kernel)))
-    try:
-        print("\n\n".join(sections), flush=True)
-    except BrokenPipeError:
-        end_quietly()
+    print("\n\n".join(sections), flush=True)
     return OK
 
 
