@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from realtime.cli import demo, doctor, listen, send, serve
+from realtime.cli import bench, demo, doctor, listen, send, serve
 from realtime.cli.common import INTERRUPTED, OK, Complaint, complain, end_quietly
 
 __all__ = ["main"]
@@ -22,6 +22,7 @@ examples:
   realtime serve chat:kernel
   realtime send ws://localhost:8080/realtime chat:message hello --room tea
   realtime listen ws://localhost:8080/realtime
+  realtime bench ws://localhost:8080/realtime
   realtime doctor
 
 `realtime COMMAND --help` tells more. `python -m realtime` is the same.
@@ -56,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, demo, send, listen, doctor):
+    for module in (serve, demo, send, listen, bench, doctor):
         module.add(commands)
     return parser
