@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from realtime.cli.common import DISTRIBUTION, OK, add_command
 from realtime.cli.loading import load_kernel
+from realtime.cli.terminal import Printer
 
 if TYPE_CHECKING:
     from realtime.cli.common import Commands
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 WIDTH = 94  # columns of the sentences
+NAMES = 16  # columns of what is found
 OWN_DESCRIPTORS = 64  # a generous guess at what a process has open beside its clients: log files, pools, loop
 
 _DESCRIPTION = """\
@@ -29,6 +33,7 @@ examples:
   realtime doctor chat:kernel                    and what importing chat.py, without `realtime serve`, patches
 """
 
+_NOT_PATCHED, _NOT_INSTALLED = "not patched", "not installed"
 _UNPATCHED = {
     "socket": "A handler that uses the network (requests, a database driver) holds up every client.",
     "time": "A handler that calls time.sleep holds up every client; gevent.sleep does not.",
@@ -36,6 +41,15 @@ _UNPATCHED = {
     "threading": "A handler that waits for a lock, a queue or a thread holds up every client.",
     "subprocess": "A handler that waits for another program holds up every client.",
     "select": "A library that waits with select or poll in a handler holds up every client.",
+}
+
+
+_CHOOSE = " GEVENT_RESOLVER=thread in the environment chooses."
+_RESOLVERS = {
+    "thread": "Names of hosts are looked up as everywhere on this machine, in native threads.",
+    "ares": "Names of hosts are looked up by c-ares, which does not know all of /etc/nsswitch.conf." + _CHOOSE,
+    "dnspython": "Names of hosts are looked up by dnspython, which does not know /etc/nsswitch.conf." + _CHOOSE,
+    "blocking": "A handler that looks up the name of a host holds up every client." + _CHOOSE,
 }
 
 
@@ -62,24 +76,30 @@ def _doctor(arguments: argparse.Namespace) -> int:
     """Print every finding. Patches nothing."""
     kernel = load_kernel(arguments.target) if arguments.target is not None else None
     sections = [
-        _section("Versions", _versions()),
-        _section(_patching_title(arguments.target), _patching()),
-        _section("Limits of this machine", [*_descriptors(), *_backlog()]),
-        _section("Optional parts", _optional_parts()),
+        ("Versions", _versions()),
+        ("gevent", _gevent()),
+        (_patching_title(arguments.target), _patching()),
+        ("Limits of this machine", chain(_descriptors(), _backlog(), _processors(), _memory())),
+        ("Optional parts", _optional_parts()),
     ]
     if kernel is not None:
-        sections.append(_section(f"The kernel {arguments.target}", _transports(kernel)))
-    print("\n\n".join(sections), flush=True)
+        sections.append((f"The kernel {arguments.target}", _transports(kernel)))
+    printer = Printer(sys.stdout)
+    for number, (title, findings) in enumerate(sections):
+        if number:
+            printer.line([])
+        _print_section(printer, title, findings)
     return OK
 
 
-def _section(title: str, findings: Iterable[_Finding]) -> str:
-    lines = [title]
+def _print_section(printer: Printer, title: str, findings: Iterable[_Finding]) -> None:
+    printer.line([(title, "bold")])
     for finding in findings:
-        lines.append(f"  {finding.name:<14} {finding.value}".rstrip())
+        style = "yellow" if finding.value in (_NOT_PATCHED, _NOT_INSTALLED) else ""
+        name = f"{finding.name:<{NAMES}} " if finding.value else finding.name
+        printer.line([(f"  {name}", "cyan"), (finding.value, style)])
         if finding.meaning:
-            lines.append(textwrap.indent(textwrap.fill(finding.meaning, WIDTH), " " * 6))
-    return "\n".join(lines)
+            printer.line([(textwrap.indent(textwrap.fill(finding.meaning, WIDTH), " " * 6), "")])
 
 
 def _installed(distribution: str) -> str | None:
@@ -95,29 +115,39 @@ def _installed(distribution: str) -> str | None:
 def _versions() -> Iterator[_Finding]:
     import platform
 
-    import gevent
     import msgpack
 
     version = _installed(DISTRIBUTION)
     meaning = "" if version else "It runs from its source directory."
-    yield _Finding("realtime", version or "not installed", meaning)
+    yield _Finding("realtime", version or _NOT_INSTALLED, meaning)
     yield _Finding("python", f"{platform.python_version()} ({platform.python_implementation()})", "")
-    for name in ("gevent", "greenlet", "msgspec"):
+    for name in ("gevent", "greenlet", "msgspec", "simple-websocket"):
         yield _Finding(name, _installed(name) or "unknown", "")
     slow = msgpack.Unpacker.__module__ == "msgpack.fallback"
     yield _Finding(
         "msgpack",
         _installed("msgpack") or "unknown",
-        "It lacks its C extension: the mesh and MessagePack clients are slower." if slow else "",
+        "It lacks its C extension: the mesh and MessagePack clients are slower. Install a wheel, or a compiler first."
+        if slow
+        else "",
     )
-    loop = gevent.get_hub().loop
-    library = "libuv" if "libuv" in type(loop).__module__ else "libev"
-    meaning = (
+
+
+def _gevent() -> Iterator[_Finding]:
+    import gevent
+
+    hub = gevent.get_hub()
+    library = "libuv" if "libuv" in type(hub.loop).__module__ else "libev"
+    yield _Finding(
+        "event loop",
+        f"{library}, {hub.loop.backend}",
         "This is gevent's usual event loop, which realtime is tested with."
         if library == "libev"
-        else "It works, but a handler that holds the loop is not named in the log: libev can, libuv cannot."
+        else "It works, but a handler that holds the loop is not named in the log: libev can, libuv cannot. "
+        "GEVENT_LOOP=libev in the environment chooses.",
     )
-    yield _Finding("event loop", f"{library}, {loop.backend}", meaning)
+    resolver = hub.resolver_class.__module__.rpartition(".")[2]
+    yield _Finding("resolver", resolver, _RESOLVERS.get(resolver, "Not one of gevent's own."))
 
 
 def _patching_title(target: str | None) -> str:
@@ -131,7 +161,7 @@ def _patching() -> Iterator[_Finding]:
 
     names = unpatched_modules()
     for name in names:
-        yield _Finding(name, "not patched", _UNPATCHED[name])
+        yield _Finding(name, _NOT_PATCHED, _UNPATCHED[name])
     if names:
         yield _Finding(
             "what to do",
@@ -189,14 +219,39 @@ def _backlog() -> Iterator[_Finding]:
     yield _Finding("somaxconn", str(allowed), meaning)
 
 
+def _processors() -> Iterator[_Finding]:
+    from realtime.worker_pool import usable_cpus
+
+    count = usable_cpus()
+    meaning = (
+        f"One process uses one; `realtime serve --workers {count}` uses them all."
+        if count > 1
+        else "Workers would share it: one process does as well."
+    )
+    yield _Finding("processors", str(count), meaning)
+
+
+def _memory() -> Iterator[_Finding]:
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        meaning = "A process that asks for more gets a MemoryError; `ulimit -v unlimited` in the shell lifts it."
+        yield _Finding("address space", f"{soft // 2**20} MiB", meaning)
+
+
 def _optional_parts() -> Iterator[_Finding]:
     for name, requirement, use in (
+        ("rich", f"'{DISTRIBUTION}[cli]'", "Colours of `realtime listen`, and all of `realtime bench`."),
         ("flask", f"'{DISTRIBUTION}[flask]'", "WebSocketTransport(app=...) serves a Flask application, too."),
-        ("websockets", "websockets", "`python -m websockets URL` talks to a server by hand."),
+        ("gunicorn", "gunicorn", "`gunicorn -k gevent` runs a WSGI application in several processes."),
+        ("gevent-websocket", "gevent-websocket", "Its handler and its gunicorn worker accept WebSockets."),
     ):
         version = _installed(name)
         meaning = use if version else f"{use} To have it: pip install {requirement}"
-        yield _Finding(name, version or "not installed", meaning)
+        yield _Finding(name, version or _NOT_INSTALLED, meaning)
 
 
 def _transports(kernel: RealtimeKernel) -> Iterator[_Finding]:

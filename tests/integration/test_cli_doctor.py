@@ -19,22 +19,22 @@ def test_doctor_tells_versions_patching_limits_and_optional_parts(tmp_path: Path
     done = run(tmp_path, "doctor")
     assert (done.returncode, done.stderr) == (0, "")
     for name in ("gevent", "greenlet", "msgspec", "msgpack"):
-        assert f"{name:<14} {metadata.version(name)}\n" in done.stdout
-    assert f"python         {sys.version.split()[0]} " in done.stdout
-    assert f"realtime       {metadata.version('realtime-toolkit')}\n" in done.stdout
-    assert "event loop     lib" in done.stdout
+        assert f"{name:<16} {metadata.version(name)}\n" in done.stdout
+    assert f"python           {sys.version.split()[0]} " in done.stdout
+    assert f"realtime         {metadata.version('realtime-toolkit')}\n" in done.stdout
+    assert "event loop       lib" in done.stdout
     for name in unpatched_modules():
-        assert f"{name:<14} not patched\n" in done.stdout
+        assert f"{name:<16} not patched\n" in done.stdout
     assert "patch_all()` the first line" in " ".join(done.stdout.split())
     assert "\x1b" not in done.stdout
-    for name in ("open files", "flask", "websockets"):
+    for name in ("open files", "resolver", "processors", "rich", "flask", "gunicorn", "gevent-websocket"):
         assert f"\n  {name} " in done.stdout
 
 
 def test_doctor_says_what_is_missing_on_libuv(tmp_path: Path) -> None:
     done = run(tmp_path, "doctor", env={**os.environ, "GEVENT_LOOP": "libuv"})
     assert done.returncode == 0
-    assert "event loop     libuv, " in done.stdout
+    assert "event loop       libuv, " in done.stdout
     assert "not named in the log" in done.stdout
 
 
@@ -44,11 +44,11 @@ def test_doctor_imports_the_module_unpatched_and_tells_what_it_patches_itself(tm
     app(tmp_path, f"from gevent import monkey\nmonkey.patch_time()\n{KERNEL}", "partly")
     plain, patched, partly = (run(tmp_path, "doctor", name) for name in ("plain", "patched", "partly"))
     assert [plain.returncode, patched.returncode, partly.returncode] == [0, 0, 0]
-    assert "time           not patched" in plain.stdout
-    assert "everything     patched" in patched.stdout
+    assert "time             not patched" in plain.stdout
+    assert "everything       patched" in patched.stdout
     assert "not patched" not in patched.stdout
-    assert "time           not patched" not in partly.stdout
-    assert "socket         not patched" in partly.stdout
+    assert "time             not patched" not in partly.stdout
+    assert "socket           not patched" in partly.stdout
     assert "WebSocketTransport a port the system picks" in plain.stdout
 
 
@@ -62,11 +62,11 @@ def test_doctor_says_that_a_kernel_without_transports_serves_nobody(tmp_path: Pa
 def test_doctor_counts_the_clients_that_file_descriptors_allow(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = run(tmp_path, "doctor", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (264, hard)))
-    assert "open files     264, may be raised: " in low.stdout
+    assert "open files       264, may be raised: " in low.stdout
     assert "about 200 clients" in low.stdout
     assert "ulimit -n NUMBER" in low.stdout
     full = run(tmp_path, "doctor", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (264, 264)))
-    assert "open files     264, the most allowed here" in full.stdout
+    assert "open files       264, the most allowed here" in full.stdout
     assert "LimitNOFILE=" in full.stdout
 
 
