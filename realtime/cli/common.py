@@ -19,6 +19,7 @@ __all__ = [
     "complain",
     "end_quietly",
     "positive_number",
+    "printable",
 ]
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit codes; argparse uses the same 2
@@ -68,7 +69,12 @@ def positive_number(text: str) -> int:
 
 def complain(text: object) -> None:
     """Tell on stderr what is wrong."""
-    print(f"realtime: {text}", file=sys.stderr, flush=True)
+    print(f"realtime: {printable(str(text))}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot move the cursor or change colours, whoever wrote it."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def end_quietly() -> None:

@@ -8,9 +8,9 @@ import threading
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from realtime.cli.common import FAILED, OK, Complaint, add_command, complain, end_quietly, positive_number
+from realtime.cli.common import FAILED, OK, Complaint, add_command, complain, end_quietly, positive_number, printable
 from realtime.cli.connecting import add_client_options, connected, made_client, plain_failures
-from realtime.cli.terminal import MessagePrinter, Printer, is_internal, printable
+from realtime.cli.terminal import MessagePrinter, Printer, is_internal
 
 if TYPE_CHECKING:
     from realtime.cli.common import Commands
@@ -145,4 +145,4 @@ class _Listener:
 
     def _left_out(self, message: ClientMessage) -> None:
         told = message.payload
-        complain(printable(f"no longer in {told['room']}: {told['code']}: {told['message']}"))
+        complain(f"no longer in {told['room']}: {told['code']}: {told['message']}")

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from realtime.cli.common import printable
 from realtime.cli.tally import Tally
-from realtime.cli.terminal import printable
 from realtime.codes import CloseCode, ErrorCode
 from realtime.errors import CallFailed, ConnectionClosed, RealtimeError, TimedOut
 
@@ -60,7 +60,7 @@ class Load:
         self._make = make
         self._question = question
         self._wanted = clients
-        self._tally = Tally()
+        self.tally = Tally()
         self._greenlets = Pool()
         self._door = BoundedSemaphore(AT_ONCE)
         self._begin = Event()
@@ -71,11 +71,6 @@ class Load:
         self.seconds = 0.0
         self.own_cpu = 0.0
         """The share of a core that this process took."""
-
-    @property
-    def tally(self) -> Tally:
-        """What was counted so far."""
-        return self._tally
 
     def connect(self, told: Callable[[int], None]) -> None:
         """Connect all clients; ``told`` hears now and then how many are.
@@ -90,7 +85,7 @@ class Load:
             self._greenlets.spawn(self._join)
         self._wait(lambda: self._arrived == self._wanted, RAMP, lambda: told(self.connected))
         for _ in range(self._wanted - self._arrived):
-            self._tally.failed(f"not connected within {RAMP:g} s")
+            self.tally.failed(f"not connected within {RAMP:g} s")
 
     def run(self, seconds: float, told: Callable[[float], None]) -> None:
         """Ask for so many seconds; ``told`` hears now and then how many have passed."""
@@ -133,7 +128,7 @@ class Load:
                 client.connect()
             except RealtimeError as error:
                 self._arrived += 1
-                self._tally.failed(f"no connection: {_kind(error)}")
+                self.tally.failed(f"no connection: {_kind(error)}")
                 return
         if self._begin.is_set():
             return  # too late: counted as failed
@@ -146,13 +141,13 @@ class Load:
         import gevent
 
         self._begin.wait()
-        ask, add, clock = self._question.ask, self._tally.durations.add, time.perf_counter
+        ask, add, clock = self._question.ask, self.tally.durations.add, time.perf_counter
         while (started := clock()) < self._deadline:
             try:
                 ask(client)
             except RealtimeError as error:
                 if clock() < self._deadline:
-                    self._tally.failed(_kind(error))
+                    self.tally.failed(_kind(error))
                     gevent.sleep(AFTER_ERROR)
                 continue
             ended = clock()
@@ -163,7 +158,7 @@ class Load:
         told = message.payload
         if told["name"] in ("waiting", "closed") and self._begin.is_set():
             code = told["code"]
-            self._tally.closed(f"{code} {CloseCode(code).name.lower()}" if code in _CODES else str(code))
+            self.tally.closed(f"{code} {CloseCode(code).name.lower()}" if code in _CODES else str(code))
 
     @staticmethod
     def _wait(done: Callable[[], bool], seconds: float, look: Callable[[], None]) -> None:

@@ -38,6 +38,8 @@ class Histogram:
         for index, count in enumerate(self._counts):
             seen += count
             if count and seen >= wanted:
+                if index == BUCKETS - 1:
+                    break  # it has no bound
                 return min(SHORTEST * math.exp(index * _STEP), self.longest)
         return self.longest
 

@@ -13,14 +13,14 @@ from datetime import datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from realtime.cli.common import DISTRIBUTION, Complaint
+from realtime.cli.common import DISTRIBUTION, Complaint, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from realtime.client import ClientMessage
 
-__all__ = ["MessagePrinter", "Printer", "as_json", "console", "is_internal", "printable", "require_rich"]
+__all__ = ["MessagePrinter", "Printer", "as_json", "console", "is_internal", "require_rich"]
 
 Piece = tuple[str, str]
 """A text, and its style in rich's words."""
@@ -111,11 +111,6 @@ def as_json(value: Any) -> str:
     import msgspec
 
     return msgspec.json.encode(value).decode()
-
-
-def printable(text: str) -> str:
-    """Return a text that cannot move the cursor or change colours, whoever sent it."""
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def is_internal(message: ClientMessage) -> bool:
