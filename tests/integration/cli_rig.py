@@ -69,7 +69,7 @@ def run(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedPr
     """Run ``realtime`` to its end."""
     command = [sys.executable, "-m", "realtime", *arguments]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=3 * PATIENCE, check=False, **options
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
     )
 
 

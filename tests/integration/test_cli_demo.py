@@ -56,7 +56,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(ROOT / name, source)
     build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "-d", str(built)]
-    subprocess.run(build, cwd=source, check=True, timeout=PATIENCE * 3, capture_output=True)
+    subprocess.run(build, cwd=source, check=True, timeout=PATIENCE, capture_output=True)
     shutil.rmtree(source)
     return built
 
