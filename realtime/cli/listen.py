@@ -74,9 +74,13 @@ def _listen(arguments: argparse.Namespace) -> int:
         client = made_client(arguments, reconnect=True)
         listener = _Listener(client, arguments)
         with connected(client):
-            for room in arguments.join:
-                client.join(room)
-            listener.wait()
+            try:
+                for room in arguments.join:
+                    client.join(room)
+                listener.wait()
+            except KeyboardInterrupt:
+                pass
+            listener.stop()
     return listener.code()
 
 
@@ -98,11 +102,12 @@ class _Listener:
         client.on("client:left", self._left_out)
 
     def wait(self) -> None:
-        """Wait until there is nothing more to wait for, or Ctrl-C."""
-        try:
-            self._done.wait()
-        except KeyboardInterrupt:
-            self._done.set()
+        """Wait until there is nothing more to wait for."""
+        self._done.wait()
+
+    def stop(self) -> None:
+        """Print no more, and take the end of the connection for what was wanted."""
+        self._done.set()
 
     def code(self) -> int:
         """Return the exit code. Raises a Complaint if the server ended it."""
