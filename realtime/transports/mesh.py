@@ -165,6 +165,16 @@ class PeerMeshTransport(Transport, News):
         host = self._listener.host
         return None if host in ("0.0.0.0", "::") else str(MeshAddress(host, self._listener.port))
 
+    def listen_at(self, *, port: int) -> None:
+        """Listen on another port from the next start on.
+
+        :raises ConfigurationError: no port; or the transport listens nowhere, or already.
+        """
+        if self._listener is None or self._engine is not None:
+            raise ConfigurationError(f"listen_at(port={port!r}): this mesh listens nowhere, or has started already")
+        self._listener = Listener(self._host, port, self._accepted, name="mesh", logger=log)
+        self._wanted_port = port
+
     # Use ---------------------------------------------------------------------------------------------
 
     @on_home_thread

@@ -173,6 +173,17 @@ class WebSocketTransport(Transport):
         """The address for a client, once started."""
         return self._server.url(self._path) if self._server is not None else ""
 
+    def listen_at(self, *, host: str | None = None, port: int | None = None, path: str | None = None) -> None:
+        """Listen elsewhere from the next start on. What is None stays as it is.
+
+        :raises ConfigurationError: a value that cannot work.
+        """
+        given = {"host": host, "port": port, "path": path}
+        settings = {**self._settings, **{name: value for name, value in given.items() if value is not None}}
+        ServerOptions(app=self.app, **settings)
+        self._settings = settings
+        self._path = settings["path"]
+
     def shared_address(self) -> ListenAddress:
         """Several processes can share the port."""
         settings = self._settings
