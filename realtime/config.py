@@ -229,6 +229,11 @@ class PoolOptions:
     backoff_max: float = 30.0
     """The longest pause between two attempts."""
 
+    hold: float = 5.0
+    """How long connections wait for the next process of a worker that died, while other workers serve: importing the
+    application must fit into it. After that, and while a worker pauses because it died more than once, they are reset
+    and new ones go to the other workers."""
+
     steady: float = 10.0
     """A worker that has served for so long was healthy: when it dies, the pauses begin anew (supervisord's
     ``startsecs`` is 1)."""

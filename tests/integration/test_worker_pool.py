@@ -269,8 +269,15 @@ def test_a_killed_worker_disturbs_no_other_and_is_replaced(tmp_path: Path) -> No
 
 
 def test_connections_that_wait_for_a_worker_that_dies_are_served_by_the_next(tmp_path: Path) -> None:
-    write(tmp_path, KERNEL)
-    with Pool.serving(tmp_path) as pool, ExitStack() as stack:
+    text = f"""{SCRIPT}
+def setup(worker):
+    global worker_here
+    worker_here = worker.index
+    return make_kernel()
+
+WorkerPool(2, setup, options=PoolOptions(hold={PATIENCE})).run()
+"""
+    with Pool(write(tmp_path, text)) as pool, ExitStack() as stack:
         victim, survivor = pool.workers()
         os.kill(victim, signal.SIGSTOP)  # takes none of what comes now
         waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", pool.port))) for _ in range(40)]
@@ -282,6 +289,34 @@ def test_connections_that_wait_for_a_worker_that_dies_are_served_by_the_next(tmp
         assert victim not in pids
         assert len(set(pids)) == 2
         assert survivor in pids
+        assert pool.stop() == 0
+
+
+def test_a_worker_that_dies_again_and_again_gets_no_connections_until_it_serves(tmp_path: Path) -> None:
+    text = f"""{SCRIPT}
+from pathlib import Path
+
+def setup(worker):
+    global worker_here
+    worker_here = worker.index
+    if worker.generation > 1 and not Path({str(tmp_path / "mended")!r}).exists():
+        os._exit(3)
+    return make_kernel()
+
+WorkerPool(2, setup, options=PoolOptions(backoff=1000.0, backoff_max=1000.0)).run()
+"""
+    with Pool(write(tmp_path, text)) as pool, ExitStack() as stack:
+        victim, survivor = sorted(pool.workers())
+        os.kill(victim, signal.SIGKILL)
+        pool.wait_for("worker . is down: the others get its share of connections")
+        for _ in range(40):
+            with connect(pool.url) as client:
+                assert ask(client)[0] == survivor
+        (tmp_path / "mended").touch()
+        with gone_afterwards({survivor}):
+            pool.tell(signal.SIGHUP)
+            pool.wait_for("reloaded")
+        assert not {victim, survivor} & set(pool.one_client_each(stack))
         assert pool.stop() == 0
 
 
