@@ -157,6 +157,10 @@ class MeshOptions:
     """From the TCP connection until both sides have proved the secret; also how long connecting may take
     (nats-server's ``auth_timeout``)."""
 
+    meeting: float = 2.0
+    """How long the start of a node with ``discover`` waits, before its clients come, until it knows the clients of
+    the nodes that are there. One that does not answer costs so much at each start."""
+
     farewell: float = 1.0
     """How long a link that ends stays to have its last words read."""
 

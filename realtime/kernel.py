@@ -250,6 +250,8 @@ class RealtimeKernel:
     def start(self) -> None:
         """Start every service and transport; return when all transports listen. Switches greenlets.
 
+        In the order they were added, but for those that join other nodes: these come before the others.
+
         :raises PortInUse, ConfigurationError: one cannot start; those that did are stopped again. Or the
             kernel is running already.
         """
@@ -263,7 +265,8 @@ class RealtimeKernel:
         self._move(State.RUNNING)
         started: list[TransportLike | Service] = []
         try:
-            for part in (*self._services, *self._transports):
+            nodes_first = sorted(self._transports, key=lambda one: not getattr(one, "joins_nodes", False))
+            for part in (*self._services, *nodes_first):
                 started.append(part)
                 part.on_start()
                 if not self.running:

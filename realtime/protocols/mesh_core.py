@@ -179,13 +179,18 @@ class MeshCore(Outgoing):
         if reason == Reason.SELF:
             self._dialling.is_own(address)
         else:
-            self._dialling.ended(address, node, now)
+            self._dialling.ended(address, node, now, failed=reason != Reason.DUPLICATE)
         self._sooner(now)
 
     def add_seed(self, address: str, now: float) -> None:
         """Somebody listens at an address: connect to it, whoever it is, until ``drop_seed``."""
         self._dialling.add_seed(address, now)
         self._sooner(now)
+
+    def is_settled(self, address: str) -> bool:
+        """Tell whether the clients of the node at a seed are known, or it was tried in vain."""
+        node, failed = self._dialling.found(address)
+        return failed or (node is not None and self._replicas.state_of(node) is not None)
 
     def drop_seed(self, address: str) -> None:
         """Nobody listens there any more."""

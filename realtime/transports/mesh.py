@@ -100,6 +100,7 @@ class PeerMeshTransport(Transport, News):
     """
 
     name = "mesh"
+    joins_nodes = True
 
     def __init__(
         self,
@@ -252,7 +253,10 @@ class PeerMeshTransport(Transport, News):
     # Lifecycle ---------------------------------------------------------------------------------------
 
     def on_start(self) -> None:
-        """Listen, and begin to connect to the peers. Switches greenlets where ``host`` is a name.
+        """Listen, and begin to connect to the peers. Switches greenlets.
+
+        With ``discover`` it returns when the clients of the nodes in the directory are known, after
+        ``MeshOptions.meeting`` at most.
 
         :raises PortInUse: something else listens on the port.
         :raises ConfigurationError: others could reach the port and there is neither secret nor TLS; or the kernel is
@@ -314,6 +318,7 @@ class PeerMeshTransport(Transport, News):
         engine.start(links)
         if self._discovery is not None:
             self._discovery.start()
+            engine.meet(tuple(self._discovery.others), self.options.meeting)
 
     def _accepted(self, sock: Any, address: tuple[Any, ...]) -> None:
         if self._links is None:

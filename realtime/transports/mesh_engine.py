@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ __all__ = ["Engine", "News"]
 log = logging.getLogger("realtime.mesh")
 
 STOPPING = 1.0  # seconds for the clock's greenlet to end
+_MEETING = 0.005  # seconds between two looks whether the others are known: once at each start
 
 
 class News(Protocol):
@@ -119,6 +120,12 @@ class Engine(LinkUser):
                 self._wake.wait(wait)
             else:
                 gevent.sleep(0)  # whatever is due, others run in between
+
+    def meet(self, addresses: Collection[str], timeout: float) -> None:
+        """Wait until the clients of the nodes at these seeds are known, as far as there are any. Switches."""
+        deadline = monotonic() + timeout
+        while not all(map(self.core.is_settled, addresses)) and monotonic() < deadline:
+            gevent.sleep(_MEETING)
 
     # Actions -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from mesh_rig import PATIENCE, Asked, NodeHere, NodeProcess, eventually
 
-from realtime import ConfigurationError, PeerMeshTransport, RealtimeKernel
+from realtime import ConfigurationError, MeshOptions, PeerMeshTransport, RealtimeKernel
 from realtime.protocols.mesh import ByeReceived, Hello, MeshProtocol, Role, State
 from realtime.protocols.mesh_bodies import Event, encode
 from realtime.protocols.mesh_frames import (
@@ -29,6 +29,7 @@ from realtime.protocols.mesh_frames import (
     data_header,
     resume_frame,
 )
+from realtime.transports.memory import MemoryTransport
 
 SECRET = "between us"
 
@@ -334,6 +335,49 @@ def test_processes_meet_in_a_directory_and_a_dead_one_is_cleared_away(start: Sta
     meet(*nodes[:2], start("n3", **options))
     nodes[1].ask("stop")
     assert len(list(where.iterdir())) == 2
+
+
+def test_whoever_comes_to_a_new_node_sees_the_clients_of_those_in_its_directory(tmp_path: Path) -> None:
+    kernels = []
+    try:
+        for _ in range(3):
+            clients = MemoryTransport()
+            mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=PATIENCE))
+            kernel = RealtimeKernel([clients, mesh], log_level="critical")
+            kernel.start()
+            kernels.append(kernel)
+            kernel.rooms.join("tea", clients.connect().id)  # at once, on each
+            assert len(kernel.rooms.members("tea")) == len(kernels)
+    finally:
+        for kernel in kernels:
+            kernel.stop()
+
+
+@pytest.mark.parametrize("meeting", [1e6, 0.1])
+def test_a_node_does_not_wait_for_those_who_do_not_answer(tmp_path: Path, meeting: float) -> None:
+    with plain_socket.socket(plain_socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other.node"))
+        if meeting < 1:
+            other.listen()  # and takes nobody: with the larger one it would hang here
+        mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=meeting))
+        kernel = RealtimeKernel([mesh], log_level="critical")
+        kernel.start()
+        assert mesh.nodes() == []
+        kernel.stop()
+
+
+def test_a_stranger_in_the_directory_is_not_waited_for(tmp_path: Path) -> None:
+    kernels = [
+        RealtimeKernel(
+            [PeerMeshTransport(None, cluster=name, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=1e6))],
+            log_level="critical",
+        )
+        for name in ("ours", "theirs")
+    ]
+    for kernel in kernels:
+        kernel.start()
+    for kernel in kernels:
+        kernel.stop()
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777], ids=oct)

@@ -259,7 +259,7 @@ def test_pauses_grow_to_a_bound_with_half_of_it_by_chance() -> None:
     now, pauses = 0.0, []
     for _ in range(9):
         [address], _ = dialling.due(now)
-        dialling.ended(address, None, now)
+        dialling.ended(address, None, now, failed=True)
         due = dialling.due(now)[1]
         assert due is not None
         pauses.append(due - now)
