@@ -74,6 +74,12 @@ class Hub:
         self.on_gone: list[Callable[[Context, int], None]] = []
         """Told of each client that has gone, with the close code, at once and whatever its handlers are doing;
         ``context.rooms`` are those it was in. Must not wait, nor raise."""
+        self.on_found: list[Callable[[str, Collection[str]], None]] = []
+        """Told of each client of another node, and its rooms, that was there before that node was known here: what
+        its node told those who share the rooms did not reach this node's clients. Must not wait."""
+        self.on_lost: list[Callable[[str, Collection[str]], None]] = []
+        """Told of each client of another node that is gone with its node, and the rooms it was in: its node could
+        not tell those who share them. Must not wait."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()
@@ -250,7 +256,7 @@ class Hub:
 
     def _has_room(self, connection: Connection) -> bool:
         """Tell whether to go on reading from a client: also past the limit while a handler waits for it."""
-        if connection.waiters or connection.calls:
+        if connection.is_awaited:
             return True
         if self.draining:
             return False

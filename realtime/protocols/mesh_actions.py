@@ -15,6 +15,8 @@ __all__ = [
     "CallAnswered",
     "CallLost",
     "ClientCame",
+    "ClientFound",
+    "ClientLost",
     "ClientWent",
     "ConfirmFailed",
     "Confirmed",
@@ -195,6 +197,22 @@ class ClientWent(Struct, frozen=True):
     client: str
 
 
+class ClientFound(Struct, frozen=True):
+    """A client was in these rooms before its node joined: that node told nobody here of it."""
+
+    node: str
+    client: str
+    rooms: Sequence[str]
+
+
+class ClientLost(Struct, frozen=True):
+    """A client is gone with its node, which could tell nobody here that it left these rooms. ClientWent follows."""
+
+    node: str
+    client: str
+    rooms: Sequence[str]
+
+
 class RoomJoined(Struct, frozen=True):
     """A client of a node joined a room."""
 
@@ -236,6 +254,8 @@ Action = (
     | NodeLeft
     | Gap
     | ClientCame
+    | ClientFound
+    | ClientLost
     | ClientWent
     | RoomJoined
     | RoomLeft

@@ -222,7 +222,7 @@ class MeshCore(Outgoing):
         self._node_events.clear()
         for event in events:
             if isinstance(event, NodeLeft):
-                self._replicas.forget(event.node)
+                self._replicas.forget(event.node, lost=not self._membership.leaving)
                 peer = self._peers.known.get(event.node)
                 if peer is not None:
                     self._peers.abandon(peer)

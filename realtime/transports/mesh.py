@@ -6,7 +6,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 from uuid import uuid4
@@ -301,7 +302,7 @@ class PeerMeshTransport(Transport, News):
         )
         local = LocalNode(hub)
         engine = self._engine = Engine(core, local, self, hub.workers.submit)
-        seam = self._seam = MeshCluster(hub)
+        seam = self._seam = MeshCluster(hub, self._awaiting)
         seam.engine = engine
 
         def hello(nonce: bytes) -> Hello:
@@ -430,8 +431,23 @@ class PeerMeshTransport(Transport, News):
             counters["remote_failures"] += 1
             log.warning("a handler on node %s failed: %s", action.node, message.payload)
             return
-        counters["events_received"] += 1
-        self._connection_of(action.node).take(message)
+        if self._connection_of(action.node).take(message):
+            counters["events_received"] += 1
+        else:
+            counters["events_refused_inbox_full"] += 1
+            log.warning("an event %s of node %s is refused: too many wait already", message.type, action.node)
+
+    @contextmanager
+    def _awaiting(self, nodes: Iterable[str]) -> Iterator[None]:
+        """Read what these nodes say in a ``with`` block, as answers of theirs are waited for."""
+        connections = [connection for node in nodes if (connection := self._nodes.get(node)) is not None]
+        for connection in connections:
+            connection.asked()
+        try:
+            yield
+        finally:
+            for connection in connections:
+                connection.answered()
 
 
 def _ignore(address: str) -> None:

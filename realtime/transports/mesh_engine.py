@@ -21,6 +21,8 @@ from realtime.protocols.mesh_actions import (
     Action,
     CallAnswered,
     CallLost,
+    ClientFound,
+    ClientLost,
     Confirmed,
     ConfirmFailed,
     DeliverToClient,
@@ -86,6 +88,8 @@ class Engine(LinkUser):
             RunCall: self._queue,
             CallAnswered: news.resolved,
             CallLost: news.resolved,
+            ClientFound: lambda action: node.client_found(action.client, action.rooms),
+            ClientLost: lambda action: node.client_lost(action.client, action.rooms),
             Confirmed: news.resolved,
             ConfirmFailed: news.resolved,
         }

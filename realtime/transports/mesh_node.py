@@ -41,7 +41,7 @@ class NodeConnection(Connection):
     :param send: sends the body of an event to the node.
     """
 
-    __slots__ = ("_hub", "_links", "_send")
+    __slots__ = ("_hub", "_links", "_questions", "_send")
 
     transport = "mesh"
 
@@ -52,6 +52,21 @@ class NodeConnection(Connection):
         self._hub = hub
         self._links = links
         self._send = send
+        self._questions = 0
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody here waits for an answer of the node, which comes behind what it has sent before."""
+        return self._questions > 0 or super().is_awaited
+
+    def asked(self) -> None:
+        """Somebody waits for an answer of the node: read on, even if its handlers are busy. ``answered`` follows."""
+        self._questions += 1
+        self._hub.resume_if_room(self)
+
+    def answered(self) -> None:
+        """One waits no longer."""
+        self._questions -= 1
 
     def joined(self) -> None:
         """The node is there, again perhaps."""
@@ -65,15 +80,23 @@ class NodeConnection(Connection):
         self.closed = True
 
     def tell(self, event: str, **payload: Any) -> None:
-        """Put an event of our own in line with what the node sent."""
-        self._hub.receive_event(self, Message(event, {"node": self.id, **payload}))
+        """Put an event of our own in line with what the node sent, and stop reading where far too many wait."""
+        self._put(Message(event, {"node": self.id, **payload}), self._hub.limits.inbox_while_waiting)
 
-    def take(self, message: Message) -> None:
-        """Put an event of the node in line, and stop reading where that fills the inbox."""
-        self._hub.receive_event(self, message)
+    def take(self, message: Message) -> bool:
+        """Put an event of the node in line, and stop reading where that fills the inbox.
+
+        False if it is refused, because the inbox is full and reading must go on.
+        """
         limits = self._hub.limits
-        most = limits.inbox_while_waiting if self.is_awaited else limits.inbox
-        if len(self.inbox) >= most and not self.paused:
+        if self.is_awaited and len(self.inbox) >= limits.inbox_while_waiting:
+            return False
+        self._put(message, limits.inbox)
+        return True
+
+    def _put(self, message: Message, most: int) -> None:
+        self._hub.receive_event(self, message)
+        if len(self.inbox) >= most and not self.paused and not self.is_awaited:
             self.paused = True
             self.pause_reading()
 

@@ -42,10 +42,12 @@ from realtime.protocols.mesh import (
 from realtime.protocols.mesh_bodies import Event as EventBody
 from realtime.protocols.mesh_bodies import encode
 from realtime.protocols.mesh_frames import PING, data_header, resume_frame
+from realtime.transports.memory import MemoryTransport
 
 PATIENCE = 60.0  # seconds any wait may take before the test fails
 ROOT = Path(__file__).parents[2]
 QUICK = MeshOptions(ping=0.05, suspect=5.0, down=10.0, backoff=0.05, backoff_max=0.1, authentication=2.0)
+LIMITS_OF_CALLS = Limits(inbox=8, ack_timeout=20.0)
 HASTY = MeshOptions(ping=0.05, suspect=0.1, down=0.3, backoff=0.05, backoff_max=0.1, authentication=0.3)
 
 
@@ -322,11 +324,36 @@ def test_a_node_whose_handlers_are_slow_stops_reading_and_loses_nothing(start: S
     until(lambda: connection.paused, "reading stops")
     # longer than the silence after which a link that is read is given up
     gevent.sleep(2 * HASTY.down)
-    assert len(connection.inbox) <= 8
+    assert sum(message.type == "mesh:test" for message, _ in connection.inbox) <= 8
     assert bob.ids() == ["ann"]
     go_on.set()
     bob.wait_for("mesh:test", "ann", 100)
     assert bob.payloads("mesh:test", "ann") == list(range(100))
+
+
+def test_a_handler_of_events_gets_the_answer_of_a_client_whose_node_has_sent_more_of_them(start: Start) -> None:
+    ann = start("ann", limits=LIMITS_OF_CALLS)
+    bob = start("bob", peers=[ann.address], limits=LIMITS_OF_CALLS)
+    clients = MemoryTransport()
+    ann.kernel.use_transport(clients)
+    client = clients.connect()
+    until(lambda: bob.kernel.presence.has(client.id), "bob knows the client")
+    answers: list[Any] = []
+
+    @bob.kernel.on("mesh:ask")
+    def ask(message: Message, context: Any, toolkit: Any) -> None:
+        answers.append(bob.kernel.call(client.id, {"type": "question", "payload": message.payload}))
+
+    def answer_all() -> None:
+        for number in range(40):
+            client.answer(client.receive(timeout=PATIENCE), number)
+
+    answering = gevent.spawn(answer_all)
+    for number in range(40):
+        ann.mesh.broadcast({"type": "mesh:ask", "payload": number})
+    until(lambda: len(answers) == 40, "all answers")
+    assert answers == list(range(40))
+    answering.get(timeout=PATIENCE)
 
 
 # Who is refused ----------------------------------------------------------------------------------------
