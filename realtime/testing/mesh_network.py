@@ -68,6 +68,8 @@ class NetworkNode:
     clients: dict[str, dict[str, None]] = field(default_factory=dict)
     """Its own clients, each with its rooms in the order it joined them."""
     tick_at: float = float("inf")
+    user: Callable[[Action], None] | None = None
+    """Takes what else would be put into ``told``, and does what is to be done for clients."""
 
     def come(self, client: str, *, codec: str = "json", metadata: Mapping[str, Any] | None = None) -> None:
         """A client connects to this node."""
@@ -223,6 +225,11 @@ class MeshNetwork:
         for node in list(self.nodes.values()):
             self._settle(node)
 
+    @property
+    def next_event(self) -> float | None:
+        """When the next thing happens; None if nothing will."""
+        return self._events[0][0] if self._events else None
+
     def _at(self, time: float, happen: Callable[[], None]) -> None:
         heappush(self._events, (time, next(self._numbers), happen))
 
@@ -265,6 +272,8 @@ class MeshNetwork:
             if link is not None:
                 self._write(node, link, link.ends[node.id].bye(action.reason, action.details))
                 self._close(node, link)
+        elif node.user is not None:
+            node.user(action)
         else:
             node.told.append(action)
             if isinstance(action, DeliverToRoom) and action.confirm is not None:
