@@ -275,8 +275,9 @@ class PeerMeshTransport(Transport, News):
             )
             self._unix.start()
         self._join()
-        where = " and ".join(filter(None, (self.address, self._discovery.address if self._discovery else None)))
-        log.info("mesh node %s of cluster %r listens at %s", self.node_id, self.cluster, where or "no address")
+        places = dict.fromkeys((self.address, self._discovery.address if self._discovery is not None else None))
+        where = " and ".join(filter(None, places)) or "no address"
+        log.info("mesh node %s of cluster %r listens at %s", self.node_id, self.cluster, where)
 
     def _refuse_to_be_open(self) -> None:
         if self._listener is None or self._secret or self._tls is not None or self._insecure:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
-import gevent.socket
 from gevent.pool import Group
 
 from realtime.config import MeshOptions
@@ -18,7 +17,7 @@ from realtime.errors import ConfigurationError
 from realtime.outbox import Flusher
 from realtime.protocols.mesh import Hello, MeshProtocol, Reason, Role
 from realtime.protocols.mesh_frames import SessionEvent
-from realtime.transports.mesh_dial import MeshAddress, connect, parse_address
+from realtime.transports.mesh_dial import MeshAddress, connect, parse_address, peer_address
 from realtime.transports.mesh_link import Link
 from realtime.transports.mesh_tls import MeshTLS
 
@@ -121,9 +120,8 @@ class Links:
             self._counters["refused_busy"] += 1
             sock.close()
             return
-        is_unix = sock.family == gevent.socket.AF_UNIX
-        peer = MeshAddress("/", 0) if is_unix else MeshAddress(str(address[0]), int(address[1]))
-        self._greenlets.spawn(self._serve_stranger, sock, peer, encrypted=self._tls is not None and not is_unix)
+        peer = peer_address(sock, address)
+        self._greenlets.spawn(self._serve_stranger, sock, peer, encrypted=self._tls is not None and not peer.is_unix)
 
     def _serve_stranger(self, sock: Any, address: MeshAddress, *, encrypted: bool) -> None:
         if encrypted:

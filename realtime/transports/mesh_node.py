@@ -73,7 +73,7 @@ class NodeConnection(Connection):
         self.connected_at = time.time()
         self.closed = False
         link = self._links.get(self.id)
-        self.remote_address = link.address.host if link is not None else None
+        self.remote_address = link.address.host if link is not None and not link.address.is_unix else None
 
     def left(self) -> None:
         """The node has left."""

@@ -337,17 +337,22 @@ def test_processes_meet_in_a_directory_and_a_dead_one_is_cleared_away(start: Sta
     assert len(list(where.iterdir())) == 2
 
 
-def test_whoever_comes_to_a_new_node_sees_the_clients_of_those_in_its_directory(tmp_path: Path) -> None:
+def test_whoever_comes_to_a_new_node_sees_the_clients_of_those_in_its_directory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kernels = []
     try:
         for _ in range(3):
             clients = MemoryTransport()
             mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=PATIENCE))
-            kernel = RealtimeKernel([clients, mesh], log_level="critical")
+            kernel = RealtimeKernel([clients, mesh], log_level="info")
             kernel.start()
             kernels.append(kernel)
             kernel.rooms.join("tea", clients.connect().id)  # at once, on each
             assert len(kernel.rooms.members("tea")) == len(kernels)
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+        assert all(line.count(str(tmp_path)) == 1 for line in lines if "listens at" in line), lines
+        assert any(f"(accepted process {os.getpid()})" in line for line in lines), lines
     finally:
         for kernel in kernels:
             kernel.stop()
