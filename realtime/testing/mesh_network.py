@@ -26,10 +26,11 @@ from typing import Any
 
 from realtime.config import MeshOptions
 from realtime.errors import MeshError
-from realtime.protocols.mesh import Authenticated, ByeReceived, Hello, MeshProtocol, Reason, Role
+from realtime.protocols.mesh import MeshProtocol
 from realtime.protocols.mesh_actions import Action, DeliverToRoom, Dial, EndLink, RunCall, SendFrame
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_filters import Routes
+from realtime.protocols.mesh_handshake import Authenticated, ByeReceived, Hello, Reason, Role
 
 __all__ = ["MeshNetwork", "NetworkNode"]
 

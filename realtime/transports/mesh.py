@@ -16,7 +16,6 @@ from realtime.cluster_node import LocalNode
 from realtime.config import MeshOptions
 from realtime.errors import BadMessage, ConfigurationError, MessageTooBig, UnknownClient
 from realtime.message import Wire
-from realtime.protocols.mesh import NAME_LENGTH, Hello
 from realtime.protocols.mesh_actions import (
     Action,
     CallAnswered,
@@ -35,6 +34,7 @@ from realtime.protocols.mesh_actions import (
 from realtime.protocols.mesh_codec import HANDLER_FAILED, MESH_EVENTS
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_filters import RouteFilter, Routes
+from realtime.protocols.mesh_handshake import NAME_LENGTH, Hello
 from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.transports.base import Transport

@@ -16,7 +16,6 @@ from realtime.cluster import ClusterNode
 from realtime.errors import BadMessage, MessageTooBig
 from realtime.message import Outbound
 from realtime.outbox import Outbox
-from realtime.protocols.mesh import Hello
 from realtime.protocols.mesh_actions import (
     Action,
     CallAnswered,
@@ -35,6 +34,7 @@ from realtime.protocols.mesh_actions import (
 from realtime.protocols.mesh_calls import pack_failure, pack_result, unpack_question
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_frames import SessionEvent
+from realtime.protocols.mesh_handshake import Hello
 from realtime.transports.mesh_links import Links, LinkUser
 
 __all__ = ["Engine", "News"]

@@ -15,18 +15,9 @@ from gevent.event import Event
 from realtime.config import KiB, Limits, MeshOptions
 from realtime.errors import MeshError
 from realtime.outbox import Flusher, Outbox
-from realtime.protocols.mesh import (
-    Authenticated,
-    ByeReceived,
-    Hello,
-    LinkEvent,
-    LinkStarted,
-    MeshProtocol,
-    Reason,
-    Role,
-    State,
-)
+from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_frames import SessionEvent
+from realtime.protocols.mesh_handshake import Authenticated, ByeReceived, Hello, LinkEvent, LinkStarted, Reason, Role
 from realtime.transports.mesh_dial import MeshAddress
 from realtime.transports.sockets import PlainSocket, say_goodbye, take_over
 

@@ -15,8 +15,9 @@ from gevent.pool import Group
 from realtime.config import MeshOptions
 from realtime.errors import ConfigurationError
 from realtime.outbox import Flusher
-from realtime.protocols.mesh import Hello, MeshProtocol, Reason, Role
+from realtime.protocols.mesh import MeshProtocol
 from realtime.protocols.mesh_frames import SessionEvent
+from realtime.protocols.mesh_handshake import Hello, Reason, Role
 from realtime.transports.mesh_dial import MeshAddress, connect, parse_address, peer_address
 from realtime.transports.mesh_link import Link
 from realtime.transports.mesh_tls import MeshTLS

@@ -31,17 +31,11 @@ from realtime import (
     RealtimeKernel,
     UnknownClient,
 )
-from realtime.protocols.mesh import (
-    ByeReceived,
-    Hello,
-    LinkEvent,
-    MeshProtocol,
-    Role,
-    State,
-)
+from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_bodies import Event as EventBody
 from realtime.protocols.mesh_bodies import encode
 from realtime.protocols.mesh_frames import PING, data_header, resume_frame
+from realtime.protocols.mesh_handshake import ByeReceived, Hello, LinkEvent, Role
 from realtime.transports.memory import MemoryTransport
 
 PATIENCE = 60.0  # seconds any wait may take before the test fails

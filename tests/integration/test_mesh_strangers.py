@@ -18,7 +18,7 @@ import trustme
 from mesh_rig import PATIENCE, Asked, NodeHere, NodeProcess, eventually
 
 from realtime import ConfigurationError, MeshOptions, PeerMeshTransport, RealtimeKernel
-from realtime.protocols.mesh import ByeReceived, Hello, MeshProtocol, Role, State
+from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_bodies import Event, encode
 from realtime.protocols.mesh_frames import (
     AckReceived,
@@ -29,6 +29,7 @@ from realtime.protocols.mesh_frames import (
     data_header,
     resume_frame,
 )
+from realtime.protocols.mesh_handshake import ByeReceived, Hello, Role
 from realtime.transports.memory import MemoryTransport
 
 SECRET = "between us"

@@ -8,7 +8,6 @@ import pytest
 
 from realtime.config import MeshOptions
 from realtime.errors import BadMessage, ConfigurationError, MeshError, MessageTooBig
-from realtime.protocols.mesh import Hello, Reason
 from realtime.protocols.mesh_actions import (
     Action,
     CallAnswered,
@@ -35,6 +34,7 @@ from realtime.protocols.mesh_actions import (
 from realtime.protocols.mesh_bodies import Came, Delta, Event, ToClient, encode
 from realtime.protocols.mesh_filters import RouteFilter, Routes
 from realtime.protocols.mesh_frames import DataReceived, NewsReceived, ResumeReceived
+from realtime.protocols.mesh_handshake import Hello, Reason
 from realtime.protocols.mesh_session import ACK_DELAY
 from realtime.protocols.mesh_state import StateError
 from realtime.testing.mesh_network import MeshNetwork, NetworkNode
