@@ -195,9 +195,12 @@ class Hub:
         most = limits.inbox_while_waiting if connection.is_awaited else limits.inbox
         return max(1, most - len(connection.inbox))
 
-    def receive_event(self, connection: Connection, message: Message) -> None:
-        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages."""
-        connection.enqueue(message, 0)
+    def receive_event(self, connection: Connection, message: Message, size: int = 0) -> None:
+        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages.
+
+        :param size: bytes of one that another node sent.
+        """
+        connection.enqueue(message, size)
         self._schedule(connection)
 
     def disconnect(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:

@@ -432,7 +432,7 @@ class PeerMeshTransport(Transport, News):
             counters["remote_failures"] += 1
             log.warning("a handler on node %s failed: %s", action.node, message.payload)
             return
-        if self._connection_of(action.node).take(message):
+        if self._connection_of(action.node).take(message, len(action.body)):
             counters["events_received"] += 1
         else:
             counters["events_refused_inbox_full"] += 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from realtime.config import MiB
 from realtime.connection import Connection
 from realtime.hub import Hub
 from realtime.message import Message, Wire
@@ -14,6 +15,9 @@ from realtime.outbox import Outbox
 from realtime.transports.mesh_links import Links
 
 __all__ = ["Node", "NodeConnection"]
+
+MOST_EVENTS = 16_384  # of a node that wait for its handlers while an answer of the node is waited for
+MOST_EVENT_BYTES = 16 * MiB
 
 
 @dataclass(frozen=True)
@@ -81,24 +85,28 @@ class NodeConnection(Connection):
 
     def tell(self, event: str, **payload: Any) -> None:
         """Put an event of our own in line with what the node sent, and stop reading where far too many wait."""
-        self._put(Message(event, {"node": self.id, **payload}), self._hub.limits.inbox_while_waiting)
+        self._hub.receive_event(self, Message(event, {"node": self.id, **payload}))
+        self._pause_if_full(self._hub.limits.inbox_while_waiting)
 
-    def take(self, message: Message) -> bool:
+    def take(self, message: Message, size: int) -> bool:
         """Put an event of the node in line, and stop reading where that fills the inbox.
 
-        False if it is refused, because the inbox is full and reading must go on.
+        What was read before reading stopped is kept: ``RECEIVE`` bytes more. False if the event is refused, because
+        far too many wait, as reading had to go on.
+
+        :param size: bytes of the event.
         """
-        limits = self._hub.limits
-        if self.is_awaited and len(self.inbox) >= limits.inbox_while_waiting:
+        if len(self.inbox) >= MOST_EVENTS or self.inbox_bytes >= MOST_EVENT_BYTES:
             return False
-        self._put(message, limits.inbox)
+        self._hub.receive_event(self, message, size)
+        self._pause_if_full(self._hub.limits.inbox)
         return True
 
-    def _put(self, message: Message, most: int) -> None:
-        self._hub.receive_event(self, message)
-        if len(self.inbox) >= most and not self.paused and not self.is_awaited:
+    def _pause_if_full(self, most: int) -> None:
+        full = len(self.inbox) >= most or self.inbox_bytes >= self._hub.limits.inbox_bytes
+        if full and not self.is_awaited:
             self.paused = True
-            self.pause_reading()
+            self.pause_reading()  # each time: the link may be another than the one that was paused
 
     @property
     def idle(self) -> bool:
