@@ -89,8 +89,9 @@ class PeerMeshTransport(Transport, News):
     :param discover: ``"unix:/directory"``: nodes of this machine find each other through sockets in a directory of
         mode 0700, with no ports to agree on.
     :param advertise: ``"host:port"`` at which others reach this node, if not at ``host`` and ``port``.
-    :param forward: patterns (``fnmatch``): only messages whose event or room fits one go to other nodes.
-    :param drop: patterns: messages whose event or room fits one do not.
+    :param forward: patterns (``fnmatch``): only broadcasts whose event or room fits one go to other nodes. What is for
+        one client, and events of nodes, always do.
+    :param drop: patterns: broadcasts whose event or room fits one do not.
     :param routes: for some nodes further filters, by a pattern of node ids: ``{"edge-*": RouteFilter(("chat:*",))}``.
     :param insecure: listen beyond loopback without a secret or TLS.
     :param options: times and sizes.
