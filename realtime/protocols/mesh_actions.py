@@ -25,6 +25,7 @@ __all__ = [
     "Dial",
     "EndLink",
     "Gap",
+    "IdTaken",
     "MeshEvent",
     "MetadataReplaced",
     "NodeJoined",
@@ -169,6 +170,10 @@ class NodeLeft(Struct, frozen=True):
     reason: str
 
 
+class IdTaken(Struct, frozen=True):
+    """Another node of the cluster has our own id, and lives: what is known of either is of no use."""
+
+
 class Gap(Struct, frozen=True):
     """``count`` frames to (``"out"``) or from (``"in"``) a node were lost for good; state is sent anew.
 
@@ -252,6 +257,7 @@ Action = (
     | NodeSuspect
     | NodeRefuted
     | NodeLeft
+    | IdTaken
     | Gap
     | ClientCame
     | ClientFound

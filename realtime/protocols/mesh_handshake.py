@@ -8,6 +8,7 @@ from enum import Enum
 from realtime.protocols.mesh_frames import SessionEvent
 
 __all__ = [
+    "LIVELY",
     "NAME_LENGTH",
     "WIRE_VERSION",
     "Authenticated",
@@ -21,6 +22,7 @@ __all__ = [
 
 WIRE_VERSION = 1
 NAME_LENGTH = 255  # characters of a node id, a cluster and an address
+LIVELY = 2.0  # pings within which a node that lives is heard: another one with its id is refused
 
 
 class Role(str, Enum):

@@ -30,7 +30,7 @@ from realtime.protocols.mesh import MeshProtocol
 from realtime.protocols.mesh_actions import Action, DeliverToRoom, Dial, EndLink, RunCall, SendFrame
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_filters import Routes
-from realtime.protocols.mesh_handshake import Authenticated, ByeReceived, Hello, Reason, Role
+from realtime.protocols.mesh_handshake import LIVELY, Authenticated, ByeReceived, Hello, Reason, Role
 
 __all__ = ["MeshNetwork", "NetworkNode"]
 
@@ -315,6 +315,9 @@ class MeshNetwork:
         }
         self._talk(ends[dialler.id], ends[listener.id])
         decider, other = sorted((dialler, listener), key=lambda node: node.id)
+        if self._is_taken(decider, other) or self._is_taken(other, decider):
+            self._dial_ended(dialler, listener.id, Reason.NODE_ID)
+            return
         if self._is_duplicate(decider, other):
             self._dial_ended(dialler, listener.id, Reason.DUPLICATE)
             return
@@ -339,6 +342,17 @@ class MeshNetwork:
             and current.ends[other.id].hello.instance == other.instance
             and silence is not None
             and silence <= self.options.suspect
+        )
+
+    def _is_taken(self, node: NetworkNode, other: NetworkNode) -> bool:
+        """Whether a node hears another instance of the other one's id."""
+        current = node.links.get(other.id)
+        silence = node.core.silence(other.id, self.now)
+        return (
+            current is not None
+            and current.ends[other.id].hello.instance != other.instance
+            and silence is not None
+            and silence <= LIVELY * self.options.ping
         )
 
     def _hello(self, node: NetworkNode) -> Hello:

@@ -25,6 +25,7 @@ from realtime.protocols.mesh_actions import (
     Confirmed,
     ConfirmFailed,
     Gap,
+    IdTaken,
     MeshEvent,
     NodeJoined,
     NodeLeft,
@@ -400,6 +401,8 @@ class PeerMeshTransport(Transport, News):
         elif isinstance(action, NodeRefuted):
             log.info("node %s is heard again", action.node)
             self._connection_of(action.node).tell("mesh:recovered")
+        elif isinstance(action, IdTaken):
+            log.error("another node has our id, %s: give each node of the cluster its own", self.node_id)
         elif isinstance(action, Gap):
             count = "an unknown number of" if action.count is None else action.count
             way = {"out": "to", "in": "from"}[action.direction]

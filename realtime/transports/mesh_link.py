@@ -38,7 +38,10 @@ class LinkOwner(Protocol):
     """Who a link belongs to. Only ``settle`` may wait."""
 
     def authenticated(self, link: Link) -> str | None:
-        """The peer has proved itself: return None, or the Reason not to start, which counts if it is up to us."""
+        """The peer has proved itself: return None, or the Reason not to start, which counts if it is up to us.
+
+        ``NODE_ID``, another node that lives has this id, always counts.
+        """
 
     def started(self, link: Link) -> None:
         """The link is open: the outbox takes frames."""
@@ -178,12 +181,11 @@ class Link:
     def _handle(self, event: LinkEvent) -> None:
         if isinstance(event, Authenticated):
             refusal = self._owner.authenticated(self)
-            if self.protocol.decides:
-                if refusal is None:
-                    self.protocol.start()
-                    self._started()
-                else:
-                    self.part(refusal)
+            if refusal == Reason.NODE_ID or (refusal is not None and self.protocol.decides):
+                self.part(refusal)
+            elif self.protocol.decides:
+                self.protocol.start()
+                self._started()
         elif isinstance(event, LinkStarted):
             self._started()
         elif isinstance(event, ByeReceived):

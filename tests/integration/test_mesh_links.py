@@ -202,6 +202,7 @@ def test_the_same_instance_again_is_a_duplicate_and_a_new_one_takes_over(start: 
         first.open()
         ann.wait_for("mesh:joined", "zoe")
         assert again.hear_bye() == "duplicate"
+        until(lambda: (ann.mesh._engine.silence("zoe") or 0.0) > 3 * QUICK.ping, "the first one is silent")
         restarted.open()
         assert first.hear_bye() == "replaced"
         ann.wait_for("mesh:joined", "zoe", 2)
@@ -209,6 +210,21 @@ def test_the_same_instance_again_is_a_duplicate_and_a_new_one_takes_over(start: 
         assert ann.payloads("mesh:left", "zoe") == [{"node": "zoe", "reason": "restarted"}]
         restarted.resume().tell(b"\x81\xa4type\xa9mesh:test")
         ann.wait_for("mesh:test", "zoe")
+
+
+@pytest.mark.parametrize("node_id", ["zoe", "abe"])
+def test_a_second_node_of_an_id_is_refused_while_the_first_one_lives(start: Start, node_id: str) -> None:
+    calm = MeshOptions(ping=10.0, suspect=40.0, down=80.0, backoff=0.05, backoff_max=0.1)
+    ann = start("ann", options=calm)
+    first = start(node_id, peers=[ann.address], options=calm)
+    ann.wait_for("mesh:joined", node_id)
+    second = start(node_id, peers=[ann.address], options=calm)
+    until(lambda: second.counters["refused_node_id"] + second.counters["links_ended_node_id"] >= 3, "refusals")
+    assert ann.payloads("mesh:left", node_id) == []
+    assert len(ann.payloads("mesh:joined", node_id)) == 1
+    first.kernel.stop()
+    ann.wait_for("mesh:joined", node_id, 2)
+    second.wait_for("mesh:joined", "ann")
 
 
 def test_the_larger_node_follows_the_smaller_one_to_a_new_link(start: Start) -> None:
