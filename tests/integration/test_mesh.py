@@ -307,7 +307,7 @@ def test_a_node_that_does_not_read_is_dropped_and_the_others_are_served(start: S
 
 
 def test_a_node_in_another_process_joins_answers_and_is_missed_when_killed(start: Start) -> None:
-    options = MeshOptions(ping=0.1, suspect=0.5, down=1.0)
+    options = MeshOptions(ping=0.2, suspect=2.0, down=4.0)
     ann = start("ann", secret="between us", options=options)
     program = f"""
         import sys
@@ -329,7 +329,7 @@ def test_a_node_in_another_process_joins_answers_and_is_missed_when_killed(start
         assert ann.wait_for("mesh:test", "far") == 42
         process.kill()
         assert ann.wait_for("mesh:left", "far") == {"node": "far", "reason": "down"}
-        assert ann.counters["links_ended_lost"] == 1
+        assert ann.counters["links_ended_lost"] >= 1
     finally:
         process.kill()
         process.wait(PATIENCE)
