@@ -198,11 +198,14 @@ def test_a_node_known_by_two_addresses_gets_one_link(start: Start, dialler: str,
 
 def test_the_same_instance_again_is_a_duplicate_and_a_new_one_takes_over(start: Start) -> None:
     ann = start("ann")  # the smaller id: it is up to ann
-    with Stranger(ann) as first, Stranger(ann) as again, Stranger(ann, instance=b"new" + b"z" * 13) as restarted:
+    with ExitStack() as stack:
+        first = stack.enter_context(Stranger(ann))
         first.open()
         ann.wait_for("mesh:joined", "zoe")
+        again = stack.enter_context(Stranger(ann))
         assert again.hear_bye() == "duplicate"
         until(lambda: (ann.mesh._engine.silence("zoe") or 0.0) > 3 * QUICK.ping, "the first one is silent")
+        restarted = stack.enter_context(Stranger(ann, instance=b"new" + b"z" * 13))
         restarted.open()
         assert first.hear_bye() == "replaced"
         ann.wait_for("mesh:joined", "zoe", 2)

@@ -227,8 +227,8 @@ def test_an_old_session_cannot_be_played_again(start: Start) -> None:
         event = encode(Event(b"\x81\xa4type\xa9mesh:test"))
         peer.say(data_header(1, received, len(event)) + event)
         peer.hear(lambda: AckReceived(1) in peer.heard)  # the node knows that we have it
+        eventually(lambda: ann.events("suspect", "zoe"), "silent for long enough to be replaced")
         with Peer(ann) as older:  # takes over, and claims to be where this one was before
-            eventually(lambda: ann.events("suspect", "zoe"), "silent for long enough to be replaced")
             older.open(known=theirs.epoch, received=received - 1)
             reason, text = older.hear_bye()
     assert reason == "broken"
