@@ -15,7 +15,7 @@ import gevent.socket
 import msgpack
 import pytest
 import trustme
-from mesh_rig import PATIENCE, Asked, NodeHere, NodeProcess, eventually
+from mesh_rig import CALM, PATIENCE, Asked, NodeHere, NodeProcess, eventually
 
 from realtime import ConfigurationError, MeshOptions, PeerMeshTransport, RealtimeKernel
 from realtime.protocols.mesh import MeshProtocol, State
@@ -401,8 +401,8 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: i
 
 
 def test_a_client_that_never_reads_does_not_hold_up_the_link(start: Start) -> None:
-    ann = start("ann", kind=NodeProcess)
-    bob = start("bob", kind=NodeProcess, peers=[ann.where["address"]])
+    ann = start("ann", kind=NodeProcess, options=CALM)
+    bob = start("bob", kind=NodeProcess, peers=[ann.where["address"]], options=CALM)
     bob.ask("connect", name="healthy", room="calm")
     bob.ask("connect", name="both", room="busy")
     with plain_socket.socket() as lazy:
