@@ -55,7 +55,9 @@ class ClusterNode(Protocol):
 class Cluster(ABC):
     """What joins nodes. Where no other node is, everything here does nothing, quickly.
 
-    None of these switches greenlets unless it says so.
+    None of these switches greenlets unless it says so, as rooms and presence are asked in the middle of a delivery.
+    So an engine that keeps its truth elsewhere, in hashes of a Redis for instance, answers from a copy that what it
+    is told keeps up to date, and hands on what it sends to a greenlet of its own.
     """
 
     # Told: of this node's own clients -----------------------------------------------------------------
