@@ -13,7 +13,7 @@ from realtime.testing.peers import wait_until
 from realtime.transports.memory import MemoryTransport
 from realtime.transports.memory_client import MemoryClient
 
-PATIENCE = 20.0  # seconds any wait may take before the test fails
+PATIENCE = 60.0  # seconds any wait may take before the test fails
 OPTIONS = MeshOptions(ping=0.1, suspect=0.7, down=1.5, backoff=0.05, backoff_max=0.2)
 CALL = "webrtc:lobby"
 
