@@ -6,33 +6,16 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 from realtime.cluster_node import LocalNode
 from realtime.config import MeshOptions
-from realtime.errors import BadMessage, ConfigurationError, MessageTooBig, UnknownClient
+from realtime.errors import ConfigurationError, MessageTooBig, UnknownClient
 from realtime.message import Wire
-from realtime.protocols.mesh_actions import (
-    Action,
-    CallAnswered,
-    CallLost,
-    ClientCame,
-    ClientWent,
-    Confirmed,
-    ConfirmFailed,
-    Gap,
-    IdTaken,
-    MeshEvent,
-    NodeJoined,
-    NodeLeft,
-    NodeRefuted,
-    NodeSuspect,
-)
-from realtime.protocols.mesh_codec import HANDLER_FAILED, MESH_EVENTS
+from realtime.protocols.mesh_codec import MESH_EVENTS
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_filters import RouteFilter, Routes
 from realtime.protocols.mesh_handshake import NAME_LENGTH, Hello
@@ -43,8 +26,9 @@ from realtime.transports.listener import Listener
 from realtime.transports.mesh_cluster import MeshCluster
 from realtime.transports.mesh_dial import MeshAddress, is_loopback, parse_address
 from realtime.transports.mesh_discovery import UnixDirectory, parse_discover
-from realtime.transports.mesh_engine import Engine, News
+from realtime.transports.mesh_engine import Engine
 from realtime.transports.mesh_links import Links
+from realtime.transports.mesh_news import NodeNews
 from realtime.transports.mesh_node import Node, NodeConnection
 from realtime.transports.mesh_tls import MeshTLS
 
@@ -52,11 +36,7 @@ __all__ = ["PeerMeshTransport"]
 
 log = logging.getLogger("realtime.mesh")
 
-CLIENT_CONNECTED = "mesh:client-connected"
-CLIENT_DISCONNECTED = "mesh:client-disconnected"
-
-
-class PeerMeshTransport(Transport, News):
+class PeerMeshTransport(Transport):
     """Makes any number of nodes one kernel, with nothing else installed: each listens, and connects to the others.
 
     A broadcast to a room reaches its members on every node, ``send``, ``call`` and ``disconnect`` reach a client
@@ -146,7 +126,7 @@ class PeerMeshTransport(Transport, News):
         self._insecure = insecure
         self._wire = Wire(MESH_EVENTS, self._fitting)
         self._home = HomeThread()
-        self._nodes: dict[str, NodeConnection] = {}
+        self._news: NodeNews | None = None
         self._discovery: UnixDirectory | None = None
         self._unix: Listener | None = None
         self._engine: Engine | None = None
@@ -186,7 +166,7 @@ class PeerMeshTransport(Transport, News):
         """Return the other nodes, by id."""
         if self._engine is None:
             return []
-        since = {id_: connection.connected_at for id_, connection in self._nodes.items()}
+        since = {id_: connection.connected_at for id_, connection in self._connections().items()}
         return [
             Node(
                 id=status.node,
@@ -207,7 +187,7 @@ class PeerMeshTransport(Transport, News):
         :raises MessageTooBig: larger than ``MeshOptions.message_size``.
         :raises BadMessage: not named ``mesh:*``, or a payload that cannot be encoded.
         """
-        connection = self._nodes.get(node_id)
+        connection = self._connections().get(node_id)
         if connection is None or connection.closed:
             raise UnknownClient(f"no node {node_id!r} is there")
         self.hub.deliver(connection, self.hub.outbound(message))
@@ -220,6 +200,9 @@ class PeerMeshTransport(Transport, News):
         """
         body = self.hub.outbound(message).finished(self._wire)
         return self._send_event(None, body)
+
+    def _connections(self) -> Mapping[str, NodeConnection]:
+        return self._news.nodes if self._news is not None else {}
 
     def _send_event(self, node: str | None, body: bytes) -> int:
         if self._engine is None:
@@ -304,8 +287,9 @@ class PeerMeshTransport(Transport, News):
             routes=self._routes,
         )
         local = LocalNode(hub)
-        engine = self._engine = Engine(core, local, self, hub.workers.submit)
-        seam = self._seam = MeshCluster(hub, self._awaiting)
+        news = self._news = NodeNews(self.node_id, hub, self.options, self._wire, self._send_event, core.counters)
+        engine = self._engine = Engine(core, local, news, hub.workers.submit)
+        seam = self._seam = news.seam = MeshCluster(hub, news.awaiting)
         seam.engine = engine
 
         def hello(nonce: bytes) -> Hello:
@@ -313,7 +297,7 @@ class PeerMeshTransport(Transport, News):
 
         refused = self._discovery.refused if self._discovery is not None else _ignore
         links = Links(engine, hello, self._secret, self.options, self._tls, hub.flusher, core.counters, refused)
-        self._links = links
+        self._links = news.links = links
         hub.join_cluster(seam)
         for entry, codec in local.own_clients():
             seam.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec)
@@ -361,98 +345,10 @@ class PeerMeshTransport(Transport, News):
                 self._past[name] = self._past.get(name, 0) + value
         if self._discovery is not None:
             self._discovery.stop()
-        if any(connection.busy for connection in self._nodes.values()):
+        if any(connection.busy for connection in self._connections().values()):
             self.hub.workers.wait_quiet(self.options.farewell)  # handlers of mesh:left
-        self._nodes.clear()
-        self._engine = self._links = self._seam = self._discovery = self._unix = None
+        self._engine = self._news = self._links = self._seam = self._discovery = self._unix = None
         self._home.leave()
-
-    # News of the core ----------------------------------------------------------------------------------
-
-    def resolved(self, action: CallAnswered | CallLost | Confirmed | ConfirmFailed) -> None:
-        """Something that was asked has an end."""
-        if self._seam is not None:
-            self._seam.resolved(action)
-
-    def happened(self, action: Action) -> None:
-        """A node or a client of one came, changed or went, or a node sent an event."""
-        if isinstance(action, MeshEvent):
-            self._event_received(action)
-        elif isinstance(action, ClientWent):
-            if self._seam is not None:
-                self._seam.forget(action.client)
-            self._tell_of_client(CLIENT_DISCONNECTED, action)
-        elif isinstance(action, ClientCame):
-            self._tell_of_client(CLIENT_CONNECTED, action)
-        elif isinstance(action, NodeJoined):
-            connection = self._connection_of(action.node)
-            connection.joined()
-            log.info("node %s joined (%s)", action.node, action.address)
-            connection.tell("mesh:joined", address=action.address)
-        elif isinstance(action, NodeLeft):
-            connection = self._connection_of(action.node)
-            connection.left()
-            level = logging.INFO if action.reason == "leaving" else logging.WARNING
-            log.log(level, "node %s left: %s", action.node, action.reason)
-            connection.tell("mesh:left", reason=action.reason)
-        elif isinstance(action, NodeSuspect):
-            log.warning("node %s is suspect: nothing was heard of it for %g s", action.node, self.options.suspect)
-            self._connection_of(action.node).tell("mesh:suspect")
-        elif isinstance(action, NodeRefuted):
-            log.info("node %s is heard again", action.node)
-            self._connection_of(action.node).tell("mesh:recovered")
-        elif isinstance(action, IdTaken):
-            log.error("another node has our id, %s: give each node of the cluster its own", self.node_id)
-        elif isinstance(action, Gap):
-            count = "an unknown number of" if action.count is None else action.count
-            way = {"out": "to", "in": "from"}[action.direction]
-            log.warning("%s frames %s node %s are lost; state is sent anew", count, way, action.node)
-
-    def _tell_of_client(self, event: str, action: ClientCame | ClientWent) -> None:
-        if self.hub.wants(event):
-            self._connection_of(action.node).tell(event, id=action.client)
-
-    def _connection_of(self, node: str) -> NodeConnection:
-        """Return the node's connection; forget nodes that are gone for good meanwhile."""
-        connection = self._nodes.get(node)
-        if connection is None:
-            assert self._links is not None
-            for id_ in [id_ for id_, known in self._nodes.items() if known.idle]:
-                del self._nodes[id_]
-            connection = NodeConnection(self.hub, node, self._wire, self._links, self._send_event)
-            self._nodes[node] = connection
-        return connection
-
-    def _event_received(self, action: MeshEvent) -> None:
-        assert self._engine is not None
-        counters = self._engine.core.counters
-        try:
-            message = MESH_EVENTS.decode(action.body)
-        except BadMessage as error:
-            counters["refused_bad_message"] += 1
-            log.warning("node %s sent what is no message: %s", action.node, error.message)
-            return
-        if message.type == HANDLER_FAILED:
-            counters["remote_failures"] += 1
-            log.warning("a handler on node %s failed: %s", action.node, message.payload)
-            return
-        if self._connection_of(action.node).take(message, len(action.body)):
-            counters["events_received"] += 1
-        else:
-            counters["events_refused_inbox_full"] += 1
-            log.warning("an event %s of node %s is refused: too many wait already", message.type, action.node)
-
-    @contextmanager
-    def _awaiting(self, nodes: Iterable[str]) -> Iterator[None]:
-        """Read what these nodes say in a ``with`` block, as answers of theirs are waited for."""
-        connections = [connection for node in nodes if (connection := self._nodes.get(node)) is not None]
-        for connection in connections:
-            connection.asked()
-        try:
-            yield
-        finally:
-            for connection in connections:
-                connection.answered()
 
 
 def _ignore(address: str) -> None:

@@ -162,7 +162,7 @@ def test_a_node_whose_handlers_are_slow_stops_reading_and_loses_nothing(start: S
     bob.wait_for("mesh:joined", "ann")  # a moment later: it is ann who decides
     for number in range(100):
         ann.mesh.send("bob", {"type": "mesh:test", "payload": [number, "x" * 50_000]})
-    connection = bob.mesh._nodes["ann"]
+    connection = bob.mesh._news.nodes["ann"]
     until(lambda: connection.paused, "reading stops")
     # longer than the silence after which a link that is read is given up
     gevent.sleep(2 * HASTY.down)
@@ -186,7 +186,7 @@ def test_a_new_link_is_not_read_on_either_while_handlers_are_slow(start: Start) 
     bob.wait_for("mesh:joined", "ann")
     for number in range(200):
         ann.mesh.broadcast({"type": "mesh:slow", "payload": [number, "x" * 50_000]})
-    connection = bob.mesh._nodes["ann"]
+    connection = bob.mesh._news.nodes["ann"]
     until(lambda: connection.paused, "reading stops")
     link = bob.mesh._links.get("ann")
     link.part("lost")
