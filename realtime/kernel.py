@@ -156,6 +156,11 @@ class RealtimeKernel:
         """What transports hand their clients to."""
         return self._hub
 
+    @property
+    def home(self) -> HomeThread:
+        """The thread whose event loop runs the kernel, for what brings work from other threads."""
+        return self._home
+
     def use_transport(self, transport: TransportLike) -> RealtimeKernel:
         """Add a transport; start it if the kernel is running. Returns the kernel.
 
