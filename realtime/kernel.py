@@ -324,6 +324,12 @@ class RealtimeKernel:
         if not from_handler:
             self._stopped.wait(timeout + 2 * SHUT_DOWN)
 
+    @on_home_thread
+    def wait(self) -> None:
+        """Return once the kernel has stopped, at once if it does not run. Switches greenlets."""
+        if self._state is not State.STOPPED:
+            self._stopped.wait()
+
     def _stop(self, timeout: float) -> None:
         """Do it, unless somebody does already."""
         if self._state is not State.RUNNING:

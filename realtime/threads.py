@@ -58,6 +58,10 @@ class HomeThread:
         others = [carrier for carrier in self._carriers if carrier is not gevent.getcurrent()]
         gevent.killall(others, timeout=1.0)
 
+    def join(self) -> None:
+        """Return when no call from another thread is under way. In the home thread, after ``leave``. Switches."""
+        self._carriers.join(STOPPING)
+
     def is_here(self) -> bool:
         """Tell whether the caller runs in the home thread, or there is none."""
         return self.ident is None or _get_ident() == self.ident

@@ -16,6 +16,7 @@ from realtime.codes import CloseCode
 from realtime.config import Heartbeat
 from realtime.drain import come_back
 from realtime.errors import ConfigurationError, HandshakeError, NotRunning
+from realtime.integrations.wsgi_gunicorn import adapt
 from realtime.integrations.wsgi_home import Launcher
 from realtime.integrations.wsgi_hosts import Environ, Host, StartResponse, find_host, request_from
 from realtime.kernel import RealtimeKernel
@@ -83,7 +84,7 @@ class RealtimeMiddleware:
         )
         self._client_path = f"{path.rstrip('/')}/client.js"
         self._client = javascript_client()
-        self._launcher = Launcher(kernel, prepare)
+        self._launcher = Launcher(kernel, adapt)
         self._told: set[str] = set()
         kernel.home.run(kernel.use_transport, self.transport)
 
@@ -156,7 +157,3 @@ class RealtimeMiddleware:
         if error.status == 500 and error.message not in self._told:
             self._told.add(error.message)
             log.error("%s", error.message)
-
-
-def prepare(kernel: RealtimeKernel) -> None:
-    """Add what the process needs that the kernel runs in."""

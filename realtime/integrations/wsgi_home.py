@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from gevent.event import Event
+import gevent
 from gevent.monkey import get_original
 
 from realtime.errors import ConfigurationError, NotRunning
@@ -91,7 +91,7 @@ class Launcher:
 
     def at_exit(self) -> None:
         """The process ends: clients are told to come back."""
-        if self._done_in == os.getpid() and self._kernel.running:
+        if self._done_in == os.getpid():
             try:
                 self._kernel.stop(EXIT_DRAIN)
             except NotRunning:
@@ -130,4 +130,6 @@ class _LoopThread:
             return
         finally:
             self._started.set()
-        Event().wait()  # the event loop runs for as long as the process does: it may still be asked to stop
+        self._kernel.wait()
+        self._kernel.home.join()  # one of them may have stopped it
+        gevent.get_hub().destroy(destroy_loop=True)
