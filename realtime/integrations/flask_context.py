@@ -70,22 +70,23 @@ class AppScope:
     So they can be entered from whatever greenlet or native thread goes on with a stream, and harm nobody else's.
 
     :param app: whose app context is pushed where there is no handshake.
+    :param message: what is handled in them, if it is a message.
+    :param handler: the name of what handles it.
     """
 
-    __slots__ = ("_open", "_session_was_modified", "_stack", "_variables", "handler", "message")
+    __slots__ = ("_handler", "_open", "_session_was_modified", "_stack", "_variables")
 
-    def __init__(self, app: flask.Flask, handshake: Handshake | None) -> None:
-        self.message: Message | None = None
-        """What is handled here."""
-        self.handler = ""
-        """The name of what handles it."""
+    def __init__(
+        self, app: flask.Flask, handshake: Handshake | None, message: Message | None = None, handler: str = ""
+    ) -> None:
+        self._handler = handler
         self._stack = ExitStack()
         self._variables = contextvars.copy_context()
         self._open = True
-        self._variables.run(self._enter, app, handshake)
+        self._variables.run(self._enter, app, handshake, message)
 
-    def _enter(self, app: flask.Flask, handshake: Handshake | None) -> None:
-        _scope.set(self)
+    def _enter(self, app: flask.Flask, handshake: Handshake | None, message: Message | None) -> None:
+        _handled.set(message)
         if handshake is None or flask.has_app_context():
             # around another message's, if this one is handled while that one's handler waits for it
             self._stack.enter_context(app.app_context())
@@ -116,11 +117,12 @@ class AppScope:
     def _leave(self, error: BaseException | None) -> None:
         lost = not self._session_was_modified and self._session_is_modified()
         self._stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        if lost and self.handler:
-            _say_once_that_it_is_lost(self.handler)
+        if lost and self._handler:
+            _say_once_that_it_is_lost(self._handler)
 
 
-_scope: contextvars.ContextVar[AppScope] = contextvars.ContextVar("realtime_flask_scope")
+_handled: contextvars.ContextVar[Message | None] = contextvars.ContextVar("realtime_flask_message", default=None)
+"""The message whose contexts these are."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -192,12 +194,10 @@ def in_app(function: HandlerFunction, default_app: Callable[[], flask.Flask]) ->
 
     @functools.wraps(function)
     def handle(message: Message, context: Context, toolkit: Toolkit, *call_next: Callable[[], Any]) -> Any:
-        around = _scope.get(None)
-        if around is not None and around.message is message:
+        if _handled.get() is message:  # in a middleware's
             return call_or_reject(function, message, context, toolkit, *call_next)
         handshake = context.handshake if isinstance(context.handshake, Handshake) else None
-        scope = AppScope(handshake.app if handshake is not None else default_app(), handshake)
-        scope.message, scope.handler = message, name
+        scope = AppScope(handshake.app if handshake is not None else default_app(), handshake, message, name)
         try:
             result = scope.run(call_or_reject, function, message, context, toolkit, *call_next)
         except BaseException as error:
