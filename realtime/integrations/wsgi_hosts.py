@@ -227,9 +227,11 @@ class Werkzeug(Host):
 
     def leave(self, start_response: StartResponse) -> NoReturn:
         _end(self._sock)
-        # A server of threads: this ends the thread without a word (threading.excepthook), and passes its debugger,
-        # which would show any other exception as the application's fault.
-        raise SystemExit
+        if "werkzeug.debug.preserve_context" in self._environ:
+            # Its debugger would show any Exception as the application's fault; this ends only the request's thread,
+            # and without a word (threading.excepthook).
+            raise SystemExit
+        raise ConnectionTaken
 
 
 class NoSocket(Host):
