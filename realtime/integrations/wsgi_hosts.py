@@ -24,6 +24,7 @@ from gevent import pywsgi
 
 from realtime.codes import CloseCode
 from realtime.errors import HandshakeError
+from realtime.protocols.frames import Opcode, encode_frame
 from realtime.protocols.handshake import Accepted
 from realtime.protocols.http import Headers, Request, reason_phrase
 from realtime.transports.sockets import LentTLS, PlainSocket, take_over
@@ -38,6 +39,17 @@ StartResponse = Callable[..., Any]
 
 ADVICE = "serve it by `gunicorn -k gevent -w 4 module:app`, by gevent.pywsgi, or by WebSocketTransport(app=...)"
 _HOP_BY_HOP = frozenset({"connection", "upgrade"})  # a WSGI application must not set them (PEP 3333)
+_CLOSE_CODES = {
+    400: CloseCode.POLICY_VIOLATION,
+    401: CloseCode.UNAUTHORIZED,
+    403: CloseCode.FORBIDDEN,
+    426: CloseCode.POLICY_VIOLATION,
+    503: CloseCode.DRAINING,
+}
+"""What says the same as an HTTP status after the handshake; any other status is a fault of ours."""
+
+_RECEIVE = 65536
+_LINGER, _LINGER_BYTES = 2.0, 1024 * 1024  # seconds of silence, and bytes, until a client that was refused must be gone
 _LONGEST_REASON = 123  # bytes of UTF-8 in a close frame (RFC 6455 section 5.5)
 
 
@@ -177,12 +189,20 @@ class GeventWebSocket(Host):
         )
 
     def refuse(self, error: HandshakeError, start_response: StartResponse) -> Iterable[bytes]:
-        """Too late for an HTTP status: close with the code that means the same."""
-        code = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN, 503: CloseCode.DRAINING}.get(
-            error.status, CloseCode.INTERNAL_ERROR if error.status >= 500 else CloseCode.POLICY_VIOLATION
-        )
-        reason = error.message.encode()[:_LONGEST_REASON].decode(errors="ignore")
-        self._websocket.close(int(code), reason)
+        """Too late for an HTTP status: close with the code that means the same. Switches greenlets."""
+        self._websocket.closed = True  # it would send another frame, and no code (0.10.1)
+        code = _CLOSE_CODES.get(error.status, CloseCode.INTERNAL_ERROR)
+        reason = error.message.encode()[:_LONGEST_REASON].decode(errors="ignore").encode()
+        sock = self._handler.socket
+        sock.settimeout(_LINGER)
+        try:
+            sock.sendall(encode_frame(Opcode.CLOSE, code.to_bytes(2, "big") + reason))
+            sock.shutdown(stdlib_socket.SHUT_WR)
+            rest = _LINGER_BYTES
+            while rest > 0 and (data := sock.recv(_RECEIVE)):  # closing at once could reset what it has not read
+                rest -= len(data)
+        except OSError:
+            pass  # it is gone, or does not go
         return ()
 
     def take(self) -> tuple[Any, bytes]:
