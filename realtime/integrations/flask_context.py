@@ -7,7 +7,7 @@ import functools
 import io
 import logging
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +74,7 @@ class AppScope:
     :param handler: the name of what handles it.
     """
 
-    __slots__ = ("_handler", "_open", "_session_was_modified", "_stack", "_variables")
+    __slots__ = ("_handler", "_open", "_session", "_stack", "_variables")
 
     def __init__(
         self, app: flask.Flask, handshake: Handshake | None, message: Message | None = None, handler: str = ""
@@ -96,10 +96,7 @@ class AppScope:
             except BaseException as error:
                 self._stack.__exit__(type(error), error, error.__traceback__)
                 raise
-        self._session_was_modified = self._session_is_modified()
-
-    def _session_is_modified(self) -> bool:
-        return flask.has_request_context() and bool(getattr(flask.session, "modified", False))
+        self._session = dict(flask.session) if handshake is not None else None
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in these contexts."""
@@ -115,22 +112,31 @@ class AppScope:
             self._variables.run(self._leave, error)
 
     def _leave(self, error: BaseException | None) -> None:
-        lost = not self._session_was_modified and self._session_is_modified()
+        if self._handler and self._session is not None and flask.session.modified:
+            for key in _changed(self._session, flask.session):
+                _say_once_that_it_is_lost(self._handler, key)
         self._stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        if lost and self._handler:
-            _say_once_that_it_is_lost(self._handler)
 
 
 _handled: contextvars.ContextVar[Message | None] = contextvars.ContextVar("realtime_flask_message", default=None)
 """The message whose contexts these are."""
 
 
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[str]:
+    """Return what an application changed in its session: other names with an underscore are Flask-Login's."""
+    names = {*before, *after}
+    kept = [name for name in names if not name.startswith("_") or name == "_flashes"]
+    return [name for name in kept if (name in before, before.get(name)) != (name in after, after.get(name))]
+
+
 @functools.lru_cache(maxsize=256)
-def _say_once_that_it_is_lost(handler: str) -> None:
+def _say_once_that_it_is_lost(handler: str, key: str) -> None:
     """Log it once per handler, not once per message."""
     log.warning(
-        "handler %s changed flask.session: that is not saved, as there is no response to carry it; change it in a view",
+        "handler %s changed flask.session[%r]: that is not saved, as there is no response to carry it; "
+        "change it in a view",
         handler,
+        key,
     )
 
 
