@@ -130,14 +130,9 @@ class RealtimeMiddleware:
     ) -> tuple[Channel | None, Signal]:
         """Make the connection in the kernel's thread; None if the kernel has stopped meanwhile."""
         ended = Signal()
-
-        def open_at_home() -> Channel:
-            channel = self.transport.open(request, accepted, identity, sock, leftover)
-            channel.on_end(ended.set)
-            return channel
-
+        open_, run = self.transport.open, self.kernel.home.run
         try:
-            return self.kernel.home.run(open_at_home), ended
+            return run(open_, request, accepted, identity, sock, leftover, ended.set), ended
         except (HandshakeError, NotRunning) as error:
             log.warning("a client was lost: %s", error)
             self.transport.refused()

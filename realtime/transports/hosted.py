@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,9 +102,17 @@ class HostedTransport(Transport):
         """Return the identity. From any thread. Raises HandshakeError: see :meth:`Upgrades.authenticate`."""
         return self._running().authenticate(request, interruptible=interruptible)
 
-    def open(self, request: Request, accepted: Accepted, identity: Any, sock: Any, leftover: bytes) -> Channel:
+    def open(
+        self,
+        request: Request,
+        accepted: Accepted,
+        identity: Any,
+        sock: Any,
+        leftover: bytes,
+        on_end: Callable[[], None],
+    ) -> Channel:
         """Make the client's connection: see :meth:`Upgrades.open`. Raises HandshakeError if the kernel has stopped."""
-        channel = self._running().open(request, accepted, identity, sock, leftover)
+        channel = self._running().open(request, accepted, identity, sock, leftover, on_end)
         self._counters["upgrades"] += 1
         return channel
 

@@ -178,11 +178,20 @@ class Upgrades:
             if deadline is not None:
                 deadline.close()
 
-    def open(self, request: Request, accepted: Accepted, identity: Any, sock: Any, leftover: bytes) -> Channel:
+    def open(
+        self,
+        request: Request,
+        accepted: Accepted,
+        identity: Any,
+        sock: Any,
+        leftover: bytes,
+        on_end: Callable[[], None] | None = None,
+    ) -> Channel:
         """Make the connection and answer the handshake. In the thread that ``start`` was called in; never waits.
 
         :param sock: the channel owns it from now on.
         :param leftover: what was received after the request's head.
+        :param on_end: called once the socket has been closed, which may be before this returns.
         """
         options = self._options
         protocol = WebSocketProtocol(
@@ -200,6 +209,8 @@ class Upgrades:
         )
         self._channels.add(channel)
         channel.on_end(partial(self._channels.discard, channel))
+        if on_end is not None:
+            channel.on_end(on_end)
         owner, outbox = self._opener.owner_of(Opening(channel, request, accepted, identity))
         channel.attach(owner, outbox, accepted.response)
         self._opener.opened(owner)

@@ -83,3 +83,5 @@ def pid() -> str:
 
 application = RealtimeMiddleware(app.wsgi_app, kernel, authenticate=authenticate)
 app.wsgi_app = application  # type: ignore[method-assign]
+
+print(f"loaded by process {os.getpid()}", flush=True)

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 import urllib.request
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,9 +71,13 @@ class Host:
             return content
 
     def workers(self) -> set[int]:
-        """The processes that serve."""
-        found = re.findall(r"Booting worker with pid: (\d+)", "".join(self.program.output))
+        """The processes that have loaded the application, and live."""
+        found = re.findall(r"loaded by process (\d+)", "".join(self.program.output))
         return {int(pid) for pid in found if Path(f"/proc/{pid}").exists()}
+
+    def await_workers(self, count: int, *, without: Collection[int] = ()) -> None:
+        """Wait for so many; gunicorn forgets a signal that comes while a worker has not got so far."""
+        until(lambda: len(self.workers().difference(without)) == count)
 
 
 def start(command: list[str]) -> Program:
@@ -108,7 +112,7 @@ def ask(client: ClientConnection, type_: str, payload: Any = None, **fields: Any
 
 
 def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 2 * PATIENCE
     while not done():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.02)
@@ -316,22 +320,24 @@ class Crowd:
 
     async def _visit(self, number: int) -> None:
         url = f"ws://{self._host.address}/realtime"
-        async with websockets.asyncio.client.connect(url, compression=None, open_timeout=PATIENCE) as client:
+        async with websockets.asyncio.client.connect(url, compression=None, open_timeout=2 * PATIENCE) as client:
             while not self._stopping:
                 await client.send(json.dumps({"type": "where", "ack": 1}))
                 self.served_by[number] = json.loads(await client.recv())["payload"]["result"]["pid"]
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("worker", ["gevent", GEVENT_WEBSOCKET], ids=["gevent", "gevent-websocket"])
 def test_a_reload_under_load_refuses_nobody_and_loses_nobody(worker: str) -> None:
     with start(gunicorn(worker, "-w", "2")) as program:
         host = Host("", program)
-        with Crowd(host, 30) as crowd:
+        with Crowd(host, 16) as crowd:
             crowd.until_served_by(bool)
+            host.await_workers(2)
             before = host.workers()
             program.tell(signal.SIGHUP)
             crowd.until_served_by(lambda pids: not pids & before)
+            host.await_workers(2, without=before)
         assert crowd.refusals == []
         assert set(crowd.ends) == {4013}
         stop(program)
@@ -340,11 +346,13 @@ def test_a_reload_under_load_refuses_nobody_and_loses_nobody(worker: str) -> Non
 def test_clients_of_a_worker_that_is_killed_are_served_by_others() -> None:
     with start(gunicorn("gevent", "-w", "4")) as program:
         host = Host("", program)
-        with Crowd(host, 30) as crowd:
+        with Crowd(host, 16) as crowd:
             crowd.until_served_by(bool)
+            host.await_workers(4)
             victim = next(iter(crowd.served_by.values()))
             os.kill(victim, signal.SIGKILL)
             crowd.until_served_by(lambda pids: victim not in pids)
+            host.await_workers(4)
         assert None in crowd.ends
         assert program.stop(signal.SIGTERM) == 0
 
@@ -372,6 +380,7 @@ def test_workers_that_are_replaced_after_max_requests_send_their_clients_to_the_
             for _ in range(3):
                 host.get("/pid")
             crowd.until_served_by(lambda pids: not pids & before)
+            host.await_workers(1, without=before)
         assert set(crowd.ends) == {4013}
         stop(program)
 
