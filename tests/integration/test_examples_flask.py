@@ -393,7 +393,14 @@ def post(url: str, **fields: str) -> tuple[int, Any]:
 def processes(request: pytest.FixtureRequest) -> Iterator[str]:
     module("geventwebsocket")
     with started("gunicorn_app.py", request.param, "-b", "127.0.0.1:0") as program:
-        yield program.wait_for(AT)[1]
+        url = program.wait_for(AT)[1]
+        for _ in range(3):  # it tells where it is before it can answer
+            try:
+                urllib.request.urlopen(f"{url}/", timeout=PATIENCE).close()
+                break
+            except TimeoutError:
+                pass
+        yield url
         program.stop()
         assert not faults(program)
 
@@ -415,7 +422,7 @@ def test_many_clients_of_several_processes_share_a_room(processes: str) -> None:
     connect = module("websockets.sync.client").connect
     url = processes.replace("http", "ws") + "/realtime"
     with ExitStack() as stack:
-        clients = [stack.enter_context(connect(url, max_queue=None)) for _ in range(16)]
+        clients = [stack.enter_context(connect(url, max_queue=None, open_timeout=PATIENCE)) for _ in range(16)]
         for client in clients:
             client.send(json.dumps({"type": "chat:message", "room": "all", "payload": "here", "ack": 1}))
             answer = until(client, lambda message: message["type"] == "system:ack")
