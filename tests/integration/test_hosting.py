@@ -77,7 +77,7 @@ class Host:
 
     def await_workers(self, count: int, *, without: Collection[int] = ()) -> None:
         """Wait for so many; gunicorn forgets a signal that comes while a worker has not got so far."""
-        until(lambda: len(self.workers().difference(without)) == count)
+        until(lambda: len(self.workers().difference(without)) == count, lambda: "".join(self.program.output))
 
 
 def start(command: list[str]) -> Program:
@@ -111,10 +111,12 @@ def ask(client: ClientConnection, type_: str, payload: Any = None, **fields: Any
             return message["payload"].get("result")
 
 
-def until(done: Callable[[], bool]) -> None:
+def until(done: Callable[[], bool], told: Callable[[], object] = str) -> None:
+    """Wait; ``told()`` is shown if it does not come to that."""
     deadline = time.monotonic() + 2 * PATIENCE
     while not done():
-        assert time.monotonic() < deadline, "it did not come to that"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"it did not come to that: {told()}")
         time.sleep(0.02)
 
 
@@ -303,7 +305,10 @@ class Crowd:
     def until_served_by(self, pids: Callable[[set[int]], bool]) -> None:
         """Wait until every client was answered, and ``pids`` is true of the processes that did."""
         self.served_by.clear()
-        until(lambda: len(self.served_by) == self._count and pids(set(self.served_by.values())))
+        until(
+            lambda: len(self.served_by) == self._count and pids(set(self.served_by.values())),
+            lambda: (self.served_by, self.ends, self.refusals, "".join(self._host.program.output)),
+        )
 
     async def _run(self) -> None:
         await asyncio.gather(*(self._client(number) for number in range(self._count)))
