@@ -65,7 +65,8 @@ class Realtime:
     and a user who logs out in a view stays connected until you ``disconnect`` them. Changes to ``flask.session`` are
     not saved, as no response follows that could carry the cookie. Teardown functions run after each handler, and
     after the last item of a stream; ``before_request`` and ``after_request`` functions and error handlers do not run.
-    Handlers of what came by no handshake with an app, such as ``mesh:`` events, get an app context alone.
+    Handlers of what came by no handshake with an app, such as ``mesh:`` events, get an app context alone. The contexts
+    cost about 0.15 ms a message: handlers that need none may be registered with ``kernel.on``.
     """
 
     def __init__(
@@ -292,8 +293,10 @@ def login_required(request: flask.Request) -> str:
 
     :raises Reject: 401, nobody is logged in.
     """
-    from flask_login import current_user
-
+    try:
+        from flask_login import current_user
+    except ImportError as error:
+        raise ImportError("login_required needs Flask-Login: pip install flask-login") from error
     if not current_user.is_authenticated:
         raise Reject("log in first", code="unauthorized", status=401)
     return str(current_user.get_id())

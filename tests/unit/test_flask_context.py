@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -437,6 +441,37 @@ def test_reaching_clients_needs_no_context(realtime: Realtime, running: KernelTe
 def test_what_belongs_to_the_connection_is_not_kept(app: Flask) -> None:
     environ = {"PATH_INFO": "/", "wsgi.input": object(), "gunicorn.socket": object(), "realtime.take_over": object()}
     assert Handshake.of(app, environ).environ == {"PATH_INFO": "/"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "remedy"),
+    [
+        ("flask", "import realtime.integrations.flask", "pip install 'realtime-toolkit[flask]'"),
+        ("flask_login", "from realtime.integrations.flask import *; login_required(None)", "pip install flask-login"),
+    ],
+)
+def test_what_is_not_installed_is_named(missing: str, code: str, remedy: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "ImportError: " in done.stderr
+    assert remedy in done.stderr
+
+
+def test_the_example_of_the_readme_works() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    found = re.search(r"\n## Flask\n+```python\n(.*?)```", readme, re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {"__name__": "readme", "Flask": Flask, "Realtime": Realtime}
+    names |= {"session": session, "request": request}
+    exec(compile(found[1], "README.md", "exec"), names)  # noqa: S102
+    app, realtime = names["app"], names["realtime"]
+    app.config["SECRET_KEY"] = "a key for tests"
+    with KernelTest(realtime.kernel) as running:
+        client = running.connect(identity=Admission(None, handshake(app, name="Ada")))
+        client.send({"type": "chat:message", "payload": "hi"})
+        assert client.receive(timeout=5)["payload"] == {"from": "Ada", "body": "hi"}
+        assert app.test_client().post("/announce", data={"text": "tea"}).status_code == 204
+        assert client.receive(timeout=5)["payload"] == "tea"
 
 
 # Tasks -----------------------------------------------------------------------------------------------------
