@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ("test_browser", "test_examples_flask", "test_examples_webrtc", "test_javascript_client")
+BROWSERS = ("test_browser", "test_examples_flask", "test_examples_webrtc", "test_hosting", "test_javascript_client")
 BROWSERS += ("test_javascript_package", "test_npm_ws", "test_webrtc_aiortc", "test_webrtc_browser")
 
 
