@@ -161,25 +161,3 @@ names = [os.readlink(link) for link in links if os.path.lexists(link)]
 print(*[name for name in names if name.startswith("socket:")])
 """
     assert run_python(code).strip() == ""
-
-
-def test_every_public_name_is_there_and_loaded_from_where_the_type_checker_sees_it() -> None:
-    seen = {
-        alias.name: statement.module
-        for block in ast.parse((ROOT / "__init__.py").read_text()).body
-        if isinstance(block, ast.If)
-        for statement in block.body
-        if isinstance(statement, ast.ImportFrom)
-        for alias in statement.names
-    }
-    assert seen == {name: f"realtime.{home}" for name, home in realtime._HOMES.items()}
-    assert sorted(seen) == sorted(realtime.__all__)
-    for name in realtime.__all__:
-        assert getattr(realtime, name) is not None
-    assert set(realtime.__all__) <= set(dir(realtime))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        getattr(realtime, "nothing")  # noqa: B009
-
-
-def test_importing_the_package_alone_does_not_load_gevent() -> None:
-    assert run_python("import sys, realtime; print('gevent' in sys.modules)").strip() == "False"
