@@ -156,6 +156,11 @@ class RealtimeKernel:
         """What transports hand their clients to."""
         return self._hub
 
+    @property
+    def home(self) -> HomeThread:
+        """The thread whose event loop runs the kernel, for what brings work from other threads."""
+        return self._home
+
     def use_transport(self, transport: TransportLike) -> RealtimeKernel:
         """Add a transport; start it if the kernel is running. Returns the kernel.
 
@@ -321,6 +326,12 @@ class RealtimeKernel:
             self._stop(timeout)
         if not from_handler:
             self._stopped.wait(timeout + 2 * SHUT_DOWN)
+
+    @on_home_thread
+    def wait(self) -> None:
+        """Return once the kernel has stopped, at once if it does not run. Switches greenlets."""
+        if self._state is not State.STOPPED:
+            self._stopped.wait()
 
     def _stop(self, timeout: float) -> None:
         """Do it, unless somebody does already."""

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ("test_browser", "test_examples_webrtc", "test_javascript_client", "test_javascript_package")
-BROWSERS += ("test_npm_ws", "test_webrtc_aiortc", "test_webrtc_browser")
+BROWSERS = ("test_browser", "test_examples_flask", "test_examples_webrtc", "test_javascript_client")
+BROWSERS += ("test_javascript_package", "test_npm_ws", "test_webrtc_aiortc", "test_webrtc_browser")
 BROWSER_FILES = [f"tests/integration/{name}.py" for name in BROWSERS]
 GROUPS = {
     "browsers and Node": BROWSER_FILES,
