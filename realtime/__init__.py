@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from realtime.client import Client
     from realtime.codes import CloseCode, ErrorCode
     from realtime.config import Heartbeat, KiB, Limits, MeshOptions, MiB, PoolOptions
-    from realtime.connection import Connection, Context
+    from realtime.connection import Admission, Connection, Context
     from realtime.errors import (
         BadMessage,
         BadRoom,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from realtime.worker_pool import Worker, WorkerPool
 
 __all__ = [
+    "Admission",
     "BadMessage",
     "BadRoom",
     "CallFailed",
@@ -86,7 +87,7 @@ _HOMES = {
     "realtime.client": "Client",
     "realtime.codes": "CloseCode ErrorCode",
     "realtime.config": "Heartbeat KiB Limits MeshOptions MiB PoolOptions",
-    "realtime.connection": "Connection Context",
+    "realtime.connection": "Admission Connection Context",
     "realtime.errors": (
         "BadMessage BadRoom CallFailed ConfigurationError ConnectionClosed MessageTooBig NotConfirmed "
         "NotRunning PortInUse QueueFull RealtimeError Reject TimedOut TooManyRooms UnknownClient"

@@ -37,6 +37,18 @@ class ClusterNode(Protocol):
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
         """
 
+    def client_found(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is in these rooms since before that node was known here. Must not wait.
+
+        So whatever its node told those who share the rooms did not reach this node.
+        """
+
+    def client_lost(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is gone from these rooms because its node is. Must not wait.
+
+        So its node could not tell those who share the rooms. Told once; not while this node itself leaves.
+        """
+
     def own_clients(self) -> Iterable[tuple[Entry, str]]:
         """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
 
@@ -44,7 +56,9 @@ class ClusterNode(Protocol):
 class Cluster(ABC):
     """What joins nodes. Where no other node is, everything here does nothing, quickly.
 
-    None of these switches greenlets unless it says so.
+    None of these switches greenlets unless it says so, as rooms and presence are asked in the middle of a delivery.
+    So an engine that keeps its truth elsewhere, in hashes of a Redis for instance, answers from a copy that what it
+    is told keeps up to date, and hands on what it sends to a greenlet of its own.
     """
 
     # Told: of this node's own clients -----------------------------------------------------------------
@@ -113,7 +127,7 @@ class Cluster(ABC):
 
     @abstractmethod
     def members(self, room: str) -> Collection[str]:
-        """Return the members of a room on other nodes, each node's in the order they joined."""
+        """Return the members of a room on other nodes, node by node, in the order in which this one heard of them."""
 
     @abstractmethod
     def is_member(self, room: str, client_id: str) -> bool:

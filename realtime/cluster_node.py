@@ -92,6 +92,16 @@ class LocalNode(ClusterNode):
             self._undeliverable(error)
         return True
 
+    def client_found(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node was in these rooms before that node was known here."""
+        for tell in self._hub.on_found:
+            tell(client_id, rooms)
+
+    def client_lost(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is gone from these rooms because its node is."""
+        for tell in self._hub.on_lost:
+            tell(client_id, rooms)
+
     def _undeliverable(self, error: Exception) -> None:
         """Another node's limits or codecs let through what ours do not."""
         self._hub.counters["relayed_undeliverable"] += 1

@@ -82,6 +82,12 @@ class Hub:
         or ``on_gone`` follows. As ``on_gone``."""
         self.on_resumed: list[Callable[[Context], None]] = []
         """Told of each such client that is back. As ``on_gone``."""
+        self.on_found: list[Callable[[str, Collection[str]], None]] = []
+        """Told of each client of another node, and its rooms, that was there before that node was known here: what
+        its node told those who share the rooms did not reach this node's clients. Must not wait."""
+        self.on_lost: list[Callable[[str, Collection[str]], None]] = []
+        """Told of each client of another node that is gone with its node, and the rooms it was in: its node could
+        not tell those who share them. Must not wait."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()
@@ -227,9 +233,12 @@ class Hub:
         most = limits.inbox_while_waiting if connection.is_awaited else limits.inbox
         return max(1, most - len(connection.inbox))
 
-    def receive_event(self, connection: Connection, message: Message) -> None:
-        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages."""
-        connection.enqueue(message, 0)
+    def receive_event(self, connection: Connection, message: Message, size: int = 0) -> None:
+        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages.
+
+        :param size: bytes of one that another node sent.
+        """
+        connection.enqueue(message, size)
         self._schedule(connection)
 
     def disconnect(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:
@@ -315,7 +324,7 @@ class Hub:
 
     def _has_room(self, connection: Connection) -> bool:
         """Tell whether to go on reading from a client: also past the limit while a handler waits for it."""
-        if connection.waiters or connection.calls:
+        if connection.is_awaited:
             return True
         if self.draining:
             return False

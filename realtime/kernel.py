@@ -157,6 +157,11 @@ class RealtimeKernel:
         """What transports hand their clients to."""
         return self._hub
 
+    @property
+    def home(self) -> HomeThread:
+        """The thread whose event loop runs the kernel, for what brings work from other threads."""
+        return self._home
+
     def use_transport(self, transport: TransportLike) -> RealtimeKernel:
         """Add a transport; start it if the kernel is running. Returns the kernel.
 
@@ -251,6 +256,8 @@ class RealtimeKernel:
     def start(self) -> None:
         """Start every service and transport; return when all transports listen. Switches greenlets.
 
+        In the order they were added, but for those that join other nodes: these come before the others.
+
         :raises PortInUse, ConfigurationError: one cannot start; those that did are stopped again. Or the
             kernel is running already.
         """
@@ -264,7 +271,8 @@ class RealtimeKernel:
         self._move(State.RUNNING)
         started: list[TransportLike | Service] = []
         try:
-            for part in (*self._services, *self._transports):
+            nodes_first = sorted(self._transports, key=lambda one: not getattr(one, "joins_nodes", False))
+            for part in (*self._services, *nodes_first):
                 started.append(part)
                 part.on_start()
                 if not self.running:
@@ -319,6 +327,12 @@ class RealtimeKernel:
             self._stop(timeout)
         if not from_handler:
             self._stopped.wait(timeout + 2 * SHUT_DOWN)
+
+    @on_home_thread
+    def wait(self) -> None:
+        """Return once the kernel has stopped, at once if it does not run. Switches greenlets."""
+        if self._state is not State.STOPPED:
+            self._stopped.wait()
 
     def _stop(self, timeout: float) -> None:
         """Do it, unless somebody does already."""

@@ -148,7 +148,10 @@ class RoomManager:
                 self.keeper.emptied(room)
 
     def members(self, room: str, *, scope: str = "cluster") -> list[str]:
-        """Return the ids of a room's members, this node's first and in the order they joined; none if unknown.
+        """Return the ids of a room's members; none if unknown.
+
+        First this node's, in the order they joined; then those of each other node, in the order in which this node
+        heard of them, mostly that in which they joined. So two nodes name the same members in different orders.
 
         :param scope: ``"local"``: this node's alone.
         """

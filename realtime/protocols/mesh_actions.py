@@ -15,6 +15,8 @@ __all__ = [
     "CallAnswered",
     "CallLost",
     "ClientCame",
+    "ClientFound",
+    "ClientLost",
     "ClientWent",
     "ConfirmFailed",
     "Confirmed",
@@ -23,6 +25,7 @@ __all__ = [
     "Dial",
     "EndLink",
     "Gap",
+    "IdTaken",
     "MeshEvent",
     "MetadataReplaced",
     "NodeJoined",
@@ -171,6 +174,10 @@ class NodeLeft(Struct, frozen=True):
     reason: str
 
 
+class IdTaken(Struct, frozen=True):
+    """Another node of the cluster has our own id, and lives: what is known of either is of no use."""
+
+
 class Gap(Struct, frozen=True):
     """``count`` frames to (``"out"``) or from (``"in"``) a node were lost for good; state is sent anew.
 
@@ -197,6 +204,22 @@ class ClientWent(Struct, frozen=True):
 
     node: str
     client: str
+
+
+class ClientFound(Struct, frozen=True):
+    """A client was in these rooms before its node joined: that node told nobody here of it."""
+
+    node: str
+    client: str
+    rooms: Sequence[str]
+
+
+class ClientLost(Struct, frozen=True):
+    """A client is gone with its node, which could tell nobody here that it left these rooms. ClientWent follows."""
+
+    node: str
+    client: str
+    rooms: Sequence[str]
 
 
 class RoomJoined(Struct, frozen=True):
@@ -238,8 +261,11 @@ Action = (
     | NodeSuspect
     | NodeRefuted
     | NodeLeft
+    | IdTaken
     | Gap
     | ClientCame
+    | ClientFound
+    | ClientLost
     | ClientWent
     | RoomJoined
     | RoomLeft

@@ -76,6 +76,10 @@ class WebRTCSignalingBridge:
       ``"left"``; or ``"closed"`` by the client, ``"lost"``, or ``"disconnected"`` by the server, with the close code.
       With ``returns_within``, seconds, it may come back: see below.
 
+    Where a node of the cluster dies, or cannot be reached any more, its clients have gone from their calls: the others
+    get a ``bye`` with the reason ``"lost"`` from their own node. They get ``peer-joined`` if it turns out that these
+    clients are still there, once the nodes are one cluster again, and for those that came meanwhile.
+
     ``polite`` says what the receiver is towards that peer when both offer at once (the W3C's perfect negotiation): it
     is polite iff its own id is the smaller string. So one of each pair is, and both agree, on any node, at any time.
 
@@ -208,6 +212,8 @@ class WebRTCSignalingBridge:
         for kind, handler in self._requests.items():
             kernel.on(rooms.event(kind), handler)
         kernel.hub.on_gone.append(self._calls.gone)  # at once, whatever the client's handlers are doing
+        kernel.hub.on_found.append(self._calls.found)
+        kernel.hub.on_lost.append(self._calls.lost)
         kernel.add_service(self)
         return self
 

@@ -14,10 +14,10 @@ from typing import Any
 import gevent
 
 from realtime.connection import Context
-from realtime.errors import CallFailed, ConnectionClosed, TimedOut, UnknownClient
+from realtime.errors import CallFailed, ConnectionClosed, NotConfirmed, TimedOut, UnknownClient
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
-from realtime.testing.peers import wait_until
+from realtime.testing.peers import PATIENCE, wait_until
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
 from realtime.transports.memory import MemoryTransport
@@ -54,7 +54,7 @@ class ClusterNodeUnderTest:
         @kernel.on("ask")
         def ask(message: Message, context: Context, toolkit: Toolkit) -> Any:
             assert isinstance(message.target, str)
-            return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=5)
+            return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=PATIENCE)
 
 
 class ClusterConformance:
@@ -96,12 +96,13 @@ class ClusterConformance:
             members = [node.connect() for node in nodes]
             outsider = nodes[1].connect()
             self._join(nodes, "tea", *zip(nodes, members, strict=True))
-            assert members[0].call("say", "hello", room="tea") == 2
+            assert members[0].call("say", "hello", room="tea", timeout=PATIENCE) == 2
             for member in members[1:]:
-                message = member.receive()
+                message = member.receive(PATIENCE)
                 assert (message["type"], message["payload"], message["room"]) == ("said", "hello", "tea")
             for client in (*members, outsider):
-                assert client.call("say", room="nobody is here") == 0  # and nothing came before this answer
+                # and nothing came before this answer
+                assert client.call("say", room="nobody is here", timeout=PATIENCE) == 0
 
     def test_messages_of_one_sender_arrive_in_order(self) -> None:
         with self.cluster() as nodes:
@@ -109,7 +110,7 @@ class ClusterConformance:
             self._join(nodes, "tea", (nodes[0], sender), (nodes[1], receiver))
             for number in range(500):
                 sender.send({"type": "say", "room": "tea", "payload": number})
-            assert [receiver.receive()["payload"] for _ in range(500)] == list(range(500))
+            assert [receiver.receive(PATIENCE)["payload"] for _ in range(500)] == list(range(500))
 
     def test_excepted_clients_are_left_out_wherever_they_are(self) -> None:
         with self.cluster() as nodes:
@@ -117,9 +118,9 @@ class ClusterConformance:
             self._join(nodes, "tea", (nodes[0], here), (nodes[1], there), (nodes[1], third))
             count = nodes[0].kernel.broadcast({"type": "news"}, "tea", except_ids=[here.id, there.id])
             assert count == 1
-            assert third.receive()["type"] == "news"
+            assert third.receive(PATIENCE)["type"] == "news"
             nodes[1].kernel.send(there.id, {"type": "after"})
-            assert there.receive()["type"] == "after"
+            assert there.receive(PATIENCE)["type"] == "after"
 
     def test_a_broadcast_to_all_reaches_every_client(self) -> None:
         with self.cluster() as nodes:
@@ -127,7 +128,7 @@ class ClusterConformance:
             self._know(nodes, 2)
             assert nodes[1].kernel.broadcast({"type": "news"}) == 2
             for client in clients:
-                assert client.receive()["type"] == "news"
+                assert client.receive(PATIENCE)["type"] == "news"
 
     def test_a_filter_sees_clients_of_other_nodes(self) -> None:
         with self.cluster() as nodes:
@@ -139,10 +140,10 @@ class ClusterConformance:
             def rally(message: Message, context: Context, toolkit: Toolkit) -> int:
                 return toolkit.broadcast({"type": "rally"}, lambda one: one.metadata.get("team") == "red")
 
-            assert sender.call("rally") == 1
-            assert wanted.receive()["type"] == "rally"
+            assert sender.call("rally", timeout=PATIENCE) == 1
+            assert wanted.receive(PATIENCE)["type"] == "rally"
             nodes[1].kernel.send(other.id, {"type": "after"})
-            assert other.receive()["type"] == "after"
+            assert other.receive(PATIENCE)["type"] == "after"
 
     def test_members_and_rooms_are_those_of_the_cluster_or_of_this_node(self) -> None:
         with self.cluster() as nodes:
@@ -175,7 +176,7 @@ class ClusterConformance:
             self._know(nodes, 3)
             for number, client in enumerate(clients):
                 nodes[0].kernel.send(client.id, {"type": "note", "payload": number})
-                assert client.receive()["payload"] == number
+                assert client.receive(PATIENCE)["payload"] == number
             for unknown in ("nobody", ""):
                 try:
                     nodes[0].kernel.send(unknown, {"type": "note"})
@@ -187,20 +188,22 @@ class ClusterConformance:
         with self.cluster() as nodes:
             asker, asked = nodes[0].connect(), nodes[1].connect()
             self._know(nodes, 2)
-            waiting = gevent.spawn(asker.call, "ask", {"deep": [1, "two"]}, target=asked.id)
-            question = asked.receive()
+            waiting = gevent.spawn(
+                asker.call, "ask", {"deep": [1, "two"]}, target=asked.id, timeout=PATIENCE
+            )
+            question = asked.receive(PATIENCE)
             assert (question["type"], question["payload"]) == ("question", {"deep": [1, "two"]})
             asked.answer(question, {"yes": True})
-            assert waiting.get(timeout=5) == {"yes": True}
+            assert waiting.get(timeout=PATIENCE) == {"yes": True}
 
     def test_a_call_that_is_refused_or_never_answered_says_so(self) -> None:
         with self.cluster() as nodes:
             asked = nodes[1].connect()
             self._know(nodes, 1)
             kernel = nodes[0].kernel
-            waiting = gevent.spawn(self._outcome, kernel.call, asked.id, {"type": "question"}, timeout=5)
-            asked.refuse(asked.receive(), "no", code="busy")
-            failure = waiting.get(timeout=5)
+            waiting = gevent.spawn(self._outcome, kernel.call, asked.id, {"type": "question"}, timeout=PATIENCE)
+            asked.refuse(asked.receive(PATIENCE), "no", code="busy")
+            failure = waiting.get(timeout=PATIENCE)
             assert isinstance(failure, CallFailed), failure
             assert (failure.code, failure.message) == ("busy", "no")
             assert isinstance(self._outcome(kernel.call, asked.id, {"type": "question"}, timeout=0.05), TimedOut)
@@ -210,17 +213,18 @@ class ClusterConformance:
         with self.cluster() as nodes:
             asked = nodes[1].connect()
             self._know(nodes, 1)
-            waiting = gevent.spawn(self._outcome, nodes[0].kernel.call, asked.id, {"type": "question"}, timeout=5)
-            asked.receive()
+            call = nodes[0].kernel.call
+            waiting = gevent.spawn(self._outcome, call, asked.id, {"type": "question"}, timeout=PATIENCE)
+            asked.receive(PATIENCE)
             asked.kill()
-            assert isinstance(waiting.get(timeout=5), (ConnectionClosed, UnknownClient))
+            assert isinstance(waiting.get(timeout=PATIENCE), (ConnectionClosed, UnknownClient))
 
     def test_a_client_elsewhere_can_be_disconnected(self) -> None:
         with self.cluster() as nodes:
             there = nodes[1].connect()
             self._know(nodes, 1)
             nodes[0].kernel.disconnect(there.id, 4503, reason="not you")
-            assert there.wait_closed() == 4503
+            assert there.wait_closed(PATIENCE) == 4503
             assert there.close_reason == "not you"
 
     # Presence --------------------------------------------------------------------------------------------
@@ -328,6 +332,22 @@ class ClusterConformance:
             assert (result["recovered"], result["replayed"]) == (True, 3)
             assert [back.receive()["payload"] for _ in range(3)] == [2, 3, 4]
 
+    def test_clients_that_are_gone_with_their_node_are_told_as_lost_once(self) -> None:
+        with self.cluster(3) as nodes:
+            here, quitter, lost = nodes[0].connect(), nodes[2].connect(), nodes[2].connect()
+            self._join(nodes, "tea", (nodes[0], here), (nodes[2], quitter), (nodes[2], lost))
+            told: list[tuple[str, list[str]]] = []
+            for node in nodes:
+                node.kernel.hub.on_lost.append(lambda client_id, rooms: told.append((client_id, list(rooms))))
+            quitter.close()
+            for node in nodes:
+                wait_until(lambda node=node: node.kernel.presence.list().total == 2)  # type: ignore[misc]
+            self.vanish(nodes[2].joining)
+            for node in nodes[:2]:
+                wait_until(lambda node=node: node.kernel.presence.get(lost.id) is None, 30)  # type: ignore[misc]
+            assert [one for one in told if one[0] != here.id] == [(lost.id, ["tea"])] * 2
+            assert told.count((here.id, ["tea"])) <= 1  # by the node that vanished: it has lost the others
+
     # Codecs, sizes, confirmation --------------------------------------------------------------------------
 
     def test_clients_of_both_codecs_get_the_same(self) -> None:
@@ -340,7 +360,7 @@ class ClusterConformance:
             payload = {"number": 2**63, "text": "ümläut \U0001f600", "nested": [None, True, 1.5]}
             assert nodes[0].kernel.broadcast({"type": "news", "payload": payload}, "tea") == 3
             for _, client in everybody:
-                assert client.receive()["payload"] == payload
+                assert client.receive(PATIENCE)["payload"] == payload
 
     def test_a_large_message_crosses_whole(self) -> None:
         with self.cluster() as nodes:
@@ -348,14 +368,25 @@ class ClusterConformance:
             self._join(nodes, "tea", (nodes[0], sender), (nodes[1], receiver))
             text = "x" * 900_000
             sender.send({"type": "say", "room": "tea", "payload": text})
-            assert receiver.receive()["payload"] == text
+            assert receiver.receive(PATIENCE)["payload"] == text
 
     def test_a_confirmed_broadcast_has_been_delivered_when_it_returns(self) -> None:
         with self.cluster(3) as nodes:
             clients = [node.connect() for node in nodes]
             self._join(nodes, "tea", *zip(nodes, clients, strict=True))
-            assert nodes[0].kernel.broadcast({"type": "news"}, "tea", confirm=True, timeout=5) == 3
-            assert nodes[0].kernel.broadcast({"type": "news"}, "nobody is here", confirm=True, timeout=5) == 0
+            assert nodes[0].kernel.broadcast({"type": "news"}, "tea", confirm=True, timeout=PATIENCE) == 3
+            assert nodes[0].kernel.broadcast({"type": "news"}, "nobody is here", confirm=True, timeout=PATIENCE) == 0
+
+    def test_a_node_that_does_not_confirm_is_named(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            self._join(nodes, "tea", *zip(nodes, clients, strict=True))
+            self.vanish(nodes[2].joining)
+            failure = self._outcome(nodes[0].kernel.broadcast, {"type": "news"}, "tea", confirm=True, timeout=0.5)
+            assert isinstance(failure, NotConfirmed), failure
+            assert len(failure.nodes) == 1
+            assert failure.delivered == 1
+            assert clients[1].receive(PATIENCE)["type"] == "news"
 
     # Helpers ---------------------------------------------------------------------------------------------
 
@@ -379,6 +410,6 @@ class ClusterConformance:
     ) -> None:
         """Put clients into a room, and wait until every node knows."""
         for _, client in members:
-            client.call("join", room=room)
+            client.call("join", room=room, timeout=PATIENCE)
         for node in nodes:
             wait_until(lambda node=node: len(node.kernel.rooms.members(room)) == len(members))  # type: ignore[misc]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any
 
@@ -63,11 +64,16 @@ class _Confirmation:
 
 
 class MeshCluster(Cluster):
-    """Belongs to one start of one node."""
+    """Belongs to one start of one node.
 
-    def __init__(self, hub: Hub) -> None:
+    :param awaiting: for the length of a ``with`` block, go on reading what these nodes say although their events are
+        handled too slowly: else answers would wait behind events whose handlers wait for answers.
+    """
+
+    def __init__(self, hub: Hub, awaiting: Callable[[Iterable[str]], AbstractContextManager[None]]) -> None:
         self.engine: Engine
         self._hub = hub
+        self._awaiting = awaiting
         self._tokens = itertools.count(1)
         self._questions: dict[int, AsyncResult[Any]] = {}
         self._confirmations: dict[int, _Confirmation] = {}
@@ -161,7 +167,7 @@ class MeshCluster(Cluster):
         try:
             published = self._publish(room, message, except_ids, confirm=token, deadline=monotonic() + timeout)
             confirmation.expect(published.nodes)
-            with self._hub.workers.parked():
+            with self._awaiting(published.nodes), self._hub.workers.parked():
                 confirmation.done.wait(timeout + GRACE)
         finally:
             del self._confirmations[token]
@@ -208,12 +214,14 @@ class MeshCluster(Cluster):
         token = next(self._tokens)
         answer: AsyncResult[Any] = AsyncResult()
         self._questions[token] = answer
+        core = self.engine.core
+        node = core.home(client_id)
         try:
             body = pack_question(operation, arguments)
-            if not self.engine.core.call(token, client_id, body, timeout=timeout + GRACE, now=monotonic()):
+            if node is None or not core.call(token, client_id, body, timeout=timeout + GRACE, now=monotonic()):
                 raise unknown_client(client_id)
             self.engine.act()
-            with self._hub.workers.parked():
+            with self._awaiting([node]), self._hub.workers.parked():
                 return answer.get()
         finally:
             del self._questions[token]

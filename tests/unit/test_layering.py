@@ -55,7 +55,8 @@ LAYERS = [
     ["integrations", "client", "cli", "__main__", "testing"],
 ]
 WITHOUT_GEVENT = [*LAYERS[0], *LAYERS[1]]
-OPTIONAL = {"flask", "paho", "aioquic", "redis", "websockets", "pytest", "simple_websocket", "geventwebsocket", "rich"}
+OPTIONAL = {"flask", "paho", "aioquic", "redis", "websockets", "pytest", "rich"}
+OPTIONAL |= {"flask_login", "geventwebsocket", "gunicorn", "simple_websocket"}
 
 
 def modules() -> dict[str, Path]:
