@@ -17,10 +17,10 @@ from benchmarks.peers.announce import free_port
 from benchmarks.process import children, settle
 from benchmarks.servers import PEERS, Peer, Server, ServerFailed, cores
 
-__all__ = ["CLUSTERS", "FLASK", "ONE_NODE", "ONE_WORKER", "TWO_NODES", "TWO_WORKERS", "Cluster"]
+__all__ = ["CLUSTERS", "FLASK", "ONE_NODE", "ONE_WORKER", "TWO_ALONE", "TWO_NODES", "TWO_WORKERS", "Cluster"]
 
 ONE_NODE, TWO_NODES, FLASK = "one-node", "two-nodes", "flask-redis"
-ONE_WORKER, TWO_WORKERS = "one-worker", "two-workers"
+ONE_WORKER, TWO_WORKERS, TWO_ALONE = "one-worker", "two-workers", "two-alone"
 
 _PATIENCE = 20.0  # seconds for processes to start
 _PEERS = {peer.name: peer for peer in PEERS}
@@ -68,6 +68,11 @@ def _two_nodes(stack: ExitStack) -> Target:
     nodes = [_serve(stack, replace(_NODE, arguments=(str(ports[0]),)))]
     nodes.append(_serve(stack, replace(_NODE, arguments=(str(ports[1]), str(ports[0])))))
     return _together(*nodes)
+
+
+def _two_alone(stack: ExitStack) -> Target:
+    """Two processes cost more than one by themselves, as each wakes up for fewer messages at a time."""
+    return _together(*(_serve(stack, _PEERS["realtime"]) for _ in range(2)))
 
 
 def _pool(count: int) -> Callable[[ExitStack], Target]:
@@ -143,4 +148,5 @@ CLUSTERS: tuple[Cluster, ...] = (
     Cluster(FLASK, "Flask-SocketIO, two processes and Redis", _flask, _no_flask),
     Cluster(ONE_WORKER, "realtime, one worker", _pool(1)),
     Cluster(TWO_WORKERS, "realtime, two workers", _pool(2)),
+    Cluster(TWO_ALONE, "realtime, two servers that do not know each other", _two_alone),
 )

@@ -6,7 +6,7 @@ Compared is the CPU time of every server process, a Redis' included, per deliver
 
 * fan-out to a room of 100: on one node (without a mesh), spread over two nodes, and spread over two processes of
   Flask-SocketIO with a Redis between them;
-* echoes through two workers of a pool behind one port, and through one;
+* echoes through two workers of a pool behind one port, through one, and through two servers without a mesh;
 * the latency of deliveries on the publisher's node and on the other one, at 200 messages a second;
 * what nodes cost that do nothing.
 
@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.clients import Target
-from benchmarks.clusters import CLUSTERS, FLASK, ONE_NODE, ONE_WORKER, TWO_NODES, TWO_WORKERS
+from benchmarks.clusters import CLUSTERS, FLASK, ONE_NODE, ONE_WORKER, TWO_ALONE, TWO_NODES, TWO_WORKERS
 from benchmarks.counting import DeliveryFailed
 from benchmarks.dialects import OpeningFailed
 from benchmarks.load import Measurement, echo, fan_out, paced_latency
@@ -69,7 +69,7 @@ _SCENARIOS: tuple[_Scenario, ...] = (
         for name, count in FAN_OUTS.items()
     ),
     *(
-        _Scenario(name, partial(echo, clients=50, in_flight=count, metric=name), (ONE_WORKER, TWO_WORKERS))
+        _Scenario(name, partial(echo, clients=50, in_flight=count, metric=name), (ONE_WORKER, TWO_WORKERS, TWO_ALONE))
         for name, count in ECHOES.items()
     ),
     *(

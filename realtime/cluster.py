@@ -9,7 +9,7 @@ lag behind by a moment. ``realtime.testing.ClusterConformance`` proves an implem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from realtime.codes import CloseCode
@@ -32,7 +32,7 @@ class ClusterNode(Protocol):
         """Deliver to one client of this node without waiting; False if it has gone."""
 
     def perform(self, client_id: str, operation: str, arguments: Mapping[str, Any]) -> Any:
-        """Do what another node asks for a client of this one, or where that is empty of the node itself; return the
+        """Do what another node asks for a client of this one, or with an empty id of this node itself; return the
         result. Switches greenlets.
 
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
@@ -40,6 +40,18 @@ class ClusterNode(Protocol):
 
     def client_appeared(self, client_id: str, node: str) -> None:
         """A client that another node has, this one perhaps, has appeared at a node. Must not wait."""
+
+    def client_found(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is in these rooms since before that node was known here. Must not wait.
+
+        So whatever its node told those who share the rooms did not reach this node.
+        """
+
+    def client_lost(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is gone from these rooms because its node is. Must not wait.
+
+        So its node could not tell those who share the rooms. Told once; not while this node itself leaves.
+        """
 
     def own_clients(self) -> Iterable[tuple[Entry, str]]:
         """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
@@ -52,7 +64,9 @@ Then = Callable[[Any, Exception | None], None]
 class Cluster(ABC):
     """What joins nodes. Where no other node is, everything here does nothing, quickly.
 
-    None of these switches greenlets unless it says so.
+    None of these switches greenlets unless it says so, as rooms and presence are asked in the middle of a delivery.
+    So an engine that keeps its truth elsewhere, in hashes of a Redis for instance, answers from a copy that what it
+    is told keeps up to date, and hands on what it sends to a greenlet of its own.
     """
 
     node_id: str = ""
@@ -136,11 +150,20 @@ class Cluster(ABC):
     def forward(self, node: str, client_id: str, message: Outbound) -> None:
         """Send to a client that a node has, whether or not the node has announced it."""
 
+    @abstractmethod
+    def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+        """Have every other node do something; return the results of those that did it. Parks this greenlet.
+
+        What was told of this node's rooms before arrives there before the question.
+
+        :param timeout: seconds; who has not answered by then is left out.
+        """
+
     # Asked: who is on other nodes -----------------------------------------------------------------------
 
     @abstractmethod
     def members(self, room: str) -> Collection[str]:
-        """Return the members of a room on other nodes, each node's in the order they joined."""
+        """Return the members of a room on other nodes, node by node, in the order in which this one heard of them."""
 
     @abstractmethod
     def is_member(self, room: str, client_id: str) -> bool:
@@ -222,6 +245,10 @@ class Alone(Cluster):
     def home(self, client_id: str) -> str | None:
         """Nobody is elsewhere."""
         return None
+
+    def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+        """Nobody is elsewhere."""
+        return ()
 
     def members(self, room: str) -> Collection[str]:
         """Nobody is elsewhere."""

@@ -63,6 +63,7 @@ class LocalNode(ClusterNode):
         }
         moves = hub.sessions.moves
         self._own_operations: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+            "history": hub.history.share,
             "claim": moves.hand_over,
             "know": moves.know,
             "answer": moves.take_answer,
@@ -74,11 +75,16 @@ class LocalNode(ClusterNode):
         Switches where members are crowded, ``Limits.stall`` at most, so that the pushing back reaches the sender;
         for one that makes no progress ``MOST_STALLS`` times.
         """
-        hub = self._hub
-        members = hub.connections if room is None else hub.rooms.each_member(room)
-        moved = hub.sessions.moves.forward_to_room(room, message, except_ids)
+        hub, waits_for = self._hub, self._patience.waits_for
         try:
-            return moved + hub.deliver_to(members, message, except_ids, waits_for=self._patience.waits_for)
+            if room is None:
+                moved = hub.sessions.moves.forward_to_room(None, message, except_ids)
+                return moved + hub.deliver_to(hub.connections, message, except_ids, waits_for=waits_for)
+            return sum(
+                hub.sessions.moves.forward_to_room(room, outbound, skip)
+                + hub.deliver_to(hub.rooms.each_member(room), outbound, skip, waits_for=waits_for)
+                for outbound, skip in hub.history.receive(room, message, except_ids)
+            )
         except (BadMessage, MessageTooBig) as error:
             self._undeliverable(error)
             return 0
@@ -96,6 +102,16 @@ class LocalNode(ClusterNode):
         except (BadMessage, MessageTooBig) as error:
             self._undeliverable(error)
         return True
+
+    def client_found(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node was in these rooms before that node was known here."""
+        for tell in self._hub.on_found:
+            tell(client_id, rooms)
+
+    def client_lost(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is gone from these rooms because its node is."""
+        for tell in self._hub.on_lost:
+            tell(client_id, rooms)
 
     def _undeliverable(self, error: Exception) -> None:
         """Another node's limits or codecs let through what ours do not."""
@@ -117,8 +133,8 @@ class LocalNode(ClusterNode):
         :raises RealtimeError: as the operation does here; ``UnknownClient`` if the client has gone.
         :raises BadMessage: an operation of a later version, or arguments it cannot have.
         """
-        if not client_id and operation in self._own_operations:
-            return self._own_operations[operation](arguments)
+        if not client_id:
+            return self._perform_here(operation, arguments)
         function = self._operations.get(operation)
         if function is None:
             raise BadMessage(f"no operation {operation!r}; there are {', '.join(self._operations)}")
@@ -126,6 +142,13 @@ class LocalNode(ClusterNode):
         if connection is None:
             raise unknown_client(client_id)
         return function(connection, arguments)
+
+    def _perform_here(self, operation: str, arguments: Mapping[str, Any]) -> Any:
+        """Do what another node asks of this one itself."""
+        function = self._own_operations.get(operation)
+        if function is None:
+            raise BadMessage(f"no operation {operation!r} of a node; there are {', '.join(self._own_operations)}")
+        return function(arguments)
 
     def _call(self, connection: Connection, arguments: Mapping[str, Any]) -> Any:
         return conversation.call(self._hub, connection, arguments["message"], arguments["timeout"])

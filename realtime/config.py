@@ -92,6 +92,12 @@ class Limits:
     room_name: int = 255
     """Characters of a room name."""
 
+    history: int = 64 * MiB
+    """Bytes that the histories of all rooms may take, overhead counted. Past it the oldest messages go."""
+
+    history_room: int = 1 * MiB
+    """Bytes that the history of one room may take, overhead counted."""
+
     presence_listed: int = 100
     """Members ``presence.list()`` shows unless told otherwise; ``.total`` always counts all."""
 
@@ -168,6 +174,10 @@ class MeshOptions:
     """From the TCP connection until both sides have proved the secret; also how long connecting may take
     (nats-server's ``auth_timeout``)."""
 
+    meeting: float = 2.0
+    """How long the start of a node with ``discover`` waits, before its clients come, until it knows the clients of
+    the nodes that are there. One that does not answer costs so much at each start."""
+
     farewell: float = 1.0
     """How long a link that ends stays to have its last words read."""
 
@@ -239,6 +249,11 @@ class PoolOptions:
 
     backoff_max: float = 30.0
     """The longest pause between two attempts."""
+
+    hold: float = 5.0
+    """How long connections wait for the next process of a worker that died, while other workers serve: importing the
+    application must fit into it. After that, and while a worker pauses because it died more than once, they are reset
+    and new ones go to the other workers."""
 
     steady: float = 10.0
     """A worker that has served for so long was healthy: when it dies, the pauses begin anew (supervisord's

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -20,10 +21,24 @@ if TYPE_CHECKING:
     from realtime.outbox import Outbox
     from realtime.sessions import Line
 
-__all__ = ["Connection", "Context", "RemoteClient"]
+__all__ = ["Admission", "Connection", "Context", "RemoteClient"]
 
 PLAIN_JSON = Wire(JSON, bytes, bytes)
 _NOTHING_WAITS: deque[tuple[Message, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What ``authenticate`` returns to have handlers see more of the handshake than the identity.
+
+    Nothing is kept otherwise: a browser's request head takes more memory than the rest of an idle connection.
+    """
+
+    identity: Any
+    """Shown as ``context.identity``."""
+
+    handshake: Any
+    """Shown as ``context.handshake`` for as long as the connection lives, such as the request itself."""
 
 
 class Context:
@@ -65,6 +80,11 @@ class Context:
         return self._connection.identity
 
     @property
+    def handshake(self) -> Any:
+        """What ``authenticate`` kept of its handshake by returning an ``Admission``; None otherwise."""
+        return self._connection.handshake
+
+    @property
     def remote_address(self) -> Any:
         """Its IP address as text; None where the transport has none."""
         return self._connection.remote_address
@@ -81,6 +101,7 @@ class RemoteClient:
 
     transport = "mesh"
     identity = None
+    handshake = None
     remote_address = None
 
     def __init__(self, entry: dict[str, Any]) -> None:
@@ -99,7 +120,7 @@ class Connection(ABC):
     """One client of a transport. A transport of one's own implements ``transmit`` and ``end``.
 
     :param wire: codec and framing of this connection; JSON payloads as they are if not given.
-    :param identity: what authentication found; shown as ``context.identity``.
+    :param identity: what authentication found; shown as ``context.identity``. Or an ``Admission``.
     :param remote_address: its IP address as text, or None.
     :param metadata: initial presence metadata.
     """
@@ -115,6 +136,7 @@ class Connection(ABC):
         "context",
         "departed",
         "greeting",
+        "handshake",
         "id",
         "identity",
         "inbox",
@@ -150,7 +172,9 @@ class Connection(ABC):
     ) -> None:
         self.id = uuid4().hex
         self.wire = wire
-        self.identity = identity
+        admission = identity if isinstance(identity, Admission) else Admission(identity, None)
+        self.identity = admission.identity
+        self.handshake = admission.handshake
         self.remote_address = remote_address
         self.metadata: dict[str, Any] = metadata if metadata is not None else {}
         self.connected_at = time.time()

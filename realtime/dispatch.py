@@ -20,6 +20,7 @@ from realtime.errors import BadMessage, ConnectionClosed, NotRunning, Reject, Ti
 from realtime.events import LIFECYCLE
 from realtime.hub import Hub
 from realtime.message import Message
+from realtime.recovery import Replay
 from realtime.requests import ClientRequests
 from realtime.routing import Handler, Route, Router
 from realtime.toolkit import Toolkit
@@ -88,7 +89,9 @@ class Dispatcher:
         self._kernel = kernel
         self._debug = debug
         self._hub = Hub(limits, self)
-        for event, handler in ClientRequests(self._hub.rooms, self._hub.presence, limits).handlers.items():
+        self.replay = Replay(self._hub)
+        requests = ClientRequests(self._hub.rooms, self._hub.presence, self.replay, limits)
+        for event, handler in requests.handlers.items():
             self.router.add(event, handler)
         self._pool: ThreadPool | None = None
 

@@ -14,7 +14,8 @@
     ├── BadMessage (ValueError)             cannot be decoded (a client's), or cannot be encoded (ours)
     ├── TimedOut (TimeoutError)             call(), wait_for() or receive() ran out of time
     │   └── NotConfirmed                    a broadcast that not every node has confirmed; has .nodes
-    ├── CallFailed                          the client answered a call() with an error
+    ├── CallFailed                          the other side answered a call() with an error
+    ├── QueueFull                           a Client has no room for more that waits
     ├── ConnectionClosed (ConnectionError)  the peer is gone; has .code and .reason
     └── ProtocolError                       bytes that break a protocol; has .code for the close frame
         ├── FrameError                      RFC 6455 framing: closes with 1002
@@ -46,6 +47,7 @@ __all__ = [
     "PayloadTooBig",
     "PortInUse",
     "ProtocolError",
+    "QueueFull",
     "RealtimeError",
     "Reject",
     "TimedOut",
@@ -148,12 +150,21 @@ class NotConfirmed(TimedOut):
 
 
 class CallFailed(RealtimeError):
-    """A client answered ``call()`` with an error: ``.code`` and ``.message`` are the client's words."""
+    """The other side answered ``call()`` with an error: ``.code`` and ``.message`` are its words.
 
-    def __init__(self, message: str, *, code: str = ErrorCode.REJECTED) -> None:
+    ``.details`` is what a server in debug mode adds, None otherwise.
+    """
+
+    def __init__(self, message: str, *, code: str = ErrorCode.REJECTED, details: str | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.message = message
         self.code = code
+        self.details = details
+
+
+class QueueFull(RealtimeError):
+    """A Client holds as much as it may: messages that wait for a connection, or, while a handler waits for an answer,
+    messages that wait for that handler. See ``ClientLimits``."""
 
 
 class ConnectionClosed(RealtimeError, ConnectionError):

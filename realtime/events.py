@@ -14,7 +14,8 @@ RESERVED_PREFIXES = ("system:", "client:", "mesh:")
 CLIENT_CONNECTED = "client:connected"
 CLIENT_DISCONNECTED = "client:disconnected"
 LIFECYCLE = (CLIENT_CONNECTED, CLIENT_DISCONNECTED)
-REQUESTS = frozenset(("system:join", "system:leave", "system:presence"))  # handled in line, as any message
+REQUESTS = frozenset(("system:join", "system:leave", "system:history", "system:presence"))
+"""What clients ask of the server itself: handled in line, as any message."""
 
 _PARAMETER = re.compile(r"\[([^\[\]]*)\]")
 

@@ -28,7 +28,8 @@ from realtime.errors import (
     NotRunning,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
-from realtime.message import Codec, Droppable, Message, Outbound, Wire
+from realtime.history import History
+from realtime.message import MSGPACK, Codec, Droppable, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
@@ -83,10 +84,24 @@ class Hub:
         """Told of each such client that is back. As ``on_gone``."""
         self.on_moved: list[Callable[[Context], None]] = []
         """Told of each client that is one of another node now, instead of ``on_gone``. As that."""
+        self.on_found: list[Callable[[str, Collection[str]], None]] = []
+        """Told of each client of another node, and its rooms, that was there before that node was known here: what
+        its node told those who share the rooms did not reach this node's clients. Must not wait."""
+        self.on_lost: list[Callable[[str, Collection[str]], None]] = []
+        """Told of each client of another node that is gone with its node, and the rooms it was in: its node could
+        not tell those who share them. Must not wait."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()
         """The other nodes."""
+        self.history = self.rooms.keeper = History(
+            limits,
+            self.rooms.rules,
+            self.counters,
+            cluster=lambda: self.cluster,
+            deliver=lambda room, message, skip: self.deliver_to(self.rooms.each_member(room), message, skip),
+            has_msgpack=lambda: MSGPACK in self._codecs,
+        )
         self.sessions = Sessions(self)
         self._user = user
         self._workers: Workers | None = None
@@ -118,10 +133,12 @@ class Hub:
         self._workers = Workers(hub)
         self._flusher = Flusher(hub, self.counters)
         self.sessions.start()
+        self.history.start()
 
     def stop(self, timeout: float) -> None:
         """End the workers. Switches greenlets."""
         self.sessions.stop()
+        self.history.stop()
         if self._workers is not None:
             self._workers.stop(timeout)
             self._workers = self._flusher = None
@@ -218,9 +235,12 @@ class Hub:
         most = limits.inbox_while_waiting if connection.is_awaited else limits.inbox
         return max(1, most - len(connection.inbox))
 
-    def receive_event(self, connection: Connection, message: Message) -> None:
-        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages."""
-        connection.enqueue(message, 0)
+    def receive_event(self, connection: Connection, message: Message, size: int = 0) -> None:
+        """Put an event of the server's own, such as ``client:connected``, in line with a client's messages.
+
+        :param size: bytes of one that another node sent.
+        """
+        connection.enqueue(message, size)
         self._schedule(connection)
 
     def disconnect(self, connection: Connection, reason: str = "", *, code: int = CloseCode.ABNORMAL) -> None:
@@ -328,7 +348,7 @@ class Hub:
 
     def _has_room(self, connection: Connection) -> bool:
         """Tell whether to go on reading from a client: also past the limit while a handler waits for it."""
-        if connection.waiters or connection.calls:
+        if connection.is_awaited:
             return True
         if self.draining:
             return False

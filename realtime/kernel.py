@@ -24,6 +24,7 @@ from realtime.errors import (
 from realtime.hub import Hub
 from realtime.message import Message
 from realtime.presence import PresenceStore
+from realtime.recovery import HistoryPage, Recovery
 from realtime.rooms import RoomManager
 from realtime.routing import HandlerFunction, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
@@ -156,6 +157,11 @@ class RealtimeKernel:
         """What transports hand their clients to."""
         return self._hub
 
+    @property
+    def home(self) -> HomeThread:
+        """The thread whose event loop runs the kernel, for what brings work from other threads."""
+        return self._home
+
     def use_transport(self, transport: TransportLike) -> RealtimeKernel:
         """Add a transport; start it if the kernel is running. Returns the kernel.
 
@@ -250,6 +256,8 @@ class RealtimeKernel:
     def start(self) -> None:
         """Start every service and transport; return when all transports listen. Switches greenlets.
 
+        In the order they were added, but for those that join other nodes: these come before the others.
+
         :raises PortInUse, ConfigurationError: one cannot start; those that did are stopped again. Or the
             kernel is running already.
         """
@@ -263,7 +271,8 @@ class RealtimeKernel:
         self._move(State.RUNNING)
         started: list[TransportLike | Service] = []
         try:
-            for part in (*self._services, *self._transports):
+            nodes_first = sorted(self._transports, key=lambda one: not getattr(one, "joins_nodes", False))
+            for part in (*self._services, *nodes_first):
                 started.append(part)
                 part.on_start()
                 if not self.running:
@@ -318,6 +327,12 @@ class RealtimeKernel:
             self._stop(timeout)
         if not from_handler:
             self._stopped.wait(timeout + 2 * SHUT_DOWN)
+
+    @on_home_thread
+    def wait(self) -> None:
+        """Return once the kernel has stopped, at once if it does not run. Switches greenlets."""
+        if self._state is not State.STOPPED:
+            self._stopped.wait()
 
     def _stop(self, timeout: float) -> None:
         """Do it, unless somebody does already."""
@@ -416,8 +431,11 @@ class RealtimeKernel:
         if room is not None:
             hub.rooms.check_name(room)
         outbound = hub.outbound(message, room=room, overflow=overflow, key=key)
-        here = hub.connections if room is None else hub.rooms.each_member(room)
-        count = hub.deliver_to(here, outbound, except_ids)
+        if room is None:
+            count = hub.deliver_to(hub.connections, outbound, except_ids)
+        else:
+            stamped, skip = hub.history.publish(room, outbound, except_ids)
+            count = hub.deliver_to(hub.rooms.each_member(room), stamped, skip)
         if confirm:
             seconds = self.limits.ack_timeout if timeout is None else timeout
             return count + hub.cluster.publish_confirmed(room, outbound, except_ids, seconds)
@@ -491,8 +509,17 @@ class RealtimeKernel:
             "blocked_loops": self._watchdog.count,
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],
+            "history": hub.history.stats(),
             "services": [service.stats() for service in self._services],
         }
+
+    @on_home_thread
+    def _recover(self, connection: Connection, room: str, since: object) -> Recovery:
+        return self._dispatcher.replay.join(connection, room, since)
+
+    @on_home_thread
+    def _history(self, room: str, limit: int, since: str | None) -> HistoryPage:
+        return self._dispatcher.replay.page(room, limit, since)
 
     @on_home_thread
     def _wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:

@@ -8,15 +8,27 @@ codec and finished once per :class:`Wire`, so that a thousand members of a room 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgpack
 import msgspec
 
 from realtime.errors import BadMessage
 
-__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "Droppable", "Message", "Outbound", "Wire", "check_overflow"]
+__all__ = [
+    "CODECS",
+    "JSON",
+    "MSGPACK",
+    "Codec",
+    "Droppable",
+    "Mark",
+    "Message",
+    "Outbound",
+    "Stamped",
+    "Wire",
+    "check_overflow",
+]
 
 TYPE_LENGTH = 255  # characters of a type and of an ack id
 MSGPACK_SUBPROTOCOL = "realtime.msgpack.v1"
@@ -237,6 +249,10 @@ _READERS: dict[Codec, Callable[[bytes], _Outgoing]] = {
     JSON: msgspec.json.Decoder(_Outgoing).decode,
     MSGPACK: msgspec.msgpack.Decoder(_Outgoing).decode,
 }
+_DECODERS: dict[Codec, Callable[[bytes], Any]] = {
+    JSON: msgspec.json.Decoder().decode,
+    MSGPACK: msgspec.msgpack.Decoder().decode,
+}
 
 
 class Wire:
@@ -261,6 +277,14 @@ class Droppable(bytes):
     """A finished frame that an outbox may drop; with a ``key``, one that the next of its key replaces."""
 
     key: str | None = None
+
+
+class Mark(NamedTuple):
+    """Which message of a room it is: the ``sequence``-th of an ``origin``, published ``at`` so many seconds."""
+
+    origin: str
+    sequence: int
+    at: float
 
 
 _OVERFLOWS = ("close", "drop_oldest", "conflate")
@@ -288,7 +312,10 @@ class Outbound:
     :raises BadMessage: no type, an unknown key, or an unknown policy.
     """
 
-    __slots__ = ("_encoded", "_finished", "_outgoing", "key", "overflow")
+    __slots__ = ("_encoded", "_finished", "_outgoing", "key", "mark", "overflow")
+
+    mark: Mark | None
+    """Its place among the messages of a room that keeps them."""
 
     def __init__(
         self,
@@ -306,6 +333,7 @@ class Outbound:
         self.key = key
         outgoing = _outgoing(message, timestamp)
         self._outgoing: _Outgoing | None = outgoing
+        self.mark = None
         if room is not None:
             outgoing.room = room
         if ack is not None:
@@ -314,8 +342,10 @@ class Outbound:
         self._finished: dict[Wire, bytes] = {}
 
     @classmethod
-    def relayed(cls, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None) -> Outbound:
-        """Return a message that another node has encoded, by names of codecs; there must be one.
+    def relayed(
+        cls, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None, mark: Mark | None = None
+    ) -> Outbound:
+        """Return a message that was encoded before, by names of codecs; there must be one.
 
         :raises BadMessage: an unknown policy, or no body in a codec of ours.
         """
@@ -323,6 +353,7 @@ class Outbound:
         message = cls.__new__(cls)
         message.overflow = overflow
         message.key = key
+        message.mark = mark
         message._outgoing = None
         message._encoded = {CODECS[name]: body for name, body in bodies.items() if name in CODECS}
         message._finished = {}
@@ -341,6 +372,15 @@ class Outbound:
         if data is None:
             data = self._encoded[codec] = codec.encode(self._content())
         return data
+
+    def codecs(self) -> Collection[Codec]:
+        """Return the codecs in which it has been encoded."""
+        return self._encoded.keys()
+
+    def shown(self, codec: Codec) -> dict[str, Any]:
+        """Return the message as a client that speaks ``codec`` reads it."""
+        shown: dict[str, Any] = _DECODERS[codec](self.encoded(codec))
+        return shown
 
     def _content(self) -> _Outgoing:
         """Return what to encode; what another node encoded is decoded first, MessagePack rather than JSON,
@@ -363,6 +403,45 @@ class Outbound:
                 frame.key = self.key
             self._finished[wire] = frame
         return frame
+
+
+class Stamped(Outbound):
+    """A message with a cursor, which each node adds itself: the message is encoded once for all of them."""
+
+    __slots__ = ("_cursor", "_plain")
+
+    def __init__(self, plain: Outbound, cursor: str) -> None:
+        self._plain = plain
+        self._cursor = cursor
+        self.overflow = plain.overflow
+        self.key = plain.key
+        self.mark = plain.mark
+        self._encoded = {}
+        self._finished = {}
+
+    @property
+    def type(self) -> str:
+        """The name of the event."""
+        return self._plain.type
+
+    def encoded(self, codec: Codec) -> bytes:
+        """Return the payload bytes. Raises BadMessage if it cannot be encoded."""
+        data = self._encoded.get(codec)
+        if data is None:
+            data = self._encoded[codec] = _with_cursor(codec, self._plain.encoded(codec), self._cursor)
+        return data
+
+
+def _with_cursor(codec: Codec, body: bytes, cursor: str) -> bytes:
+    """Return an encoded message with one more key: at its end, without decoding it."""
+    if codec is JSON:
+        return b'%b,"cursor":"%b"}' % (body[:-1], cursor.encode())
+    if not 0x80 <= body[0] < 0x8F:  # no fixmap with room for another key: not of our encoder
+        return codec.encode({**msgspec.msgpack.decode(body), "cursor": cursor})
+    return b"%c%b%b%b" % (body[0] + 1, body[1:], _CURSOR_KEY, MSGPACK.encode(cursor))
+
+
+_CURSOR_KEY = MSGPACK.encode("cursor")
 
 
 def _outgoing(message: Mapping[str, Any] | Message, timestamp: int) -> _Outgoing:

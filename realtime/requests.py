@@ -1,6 +1,6 @@
-"""What clients may ask of rooms and presence by themselves: ``system:join``, ``system:leave``, ``system:presence``.
+"""What clients may ask of rooms and presence by themselves: ``system:join``, ``leave``, ``history``, ``presence``.
 
-These three are handled like any message: in line with the client's others, through middleware, and seen by
+These four are handled like any message: in line with the client's others, through middleware, and seen by
 ``"*"`` handlers. What they do is refused until the application allows it:
 
 * ``kernel.rooms.configure("chat:*", join=True)``: clients may join rooms of such names;
@@ -17,6 +17,7 @@ from realtime.connection import Context
 from realtime.errors import Reject
 from realtime.message import JSON, Message
 from realtime.presence import PresenceStore
+from realtime.recovery import Replay
 from realtime.rooms import RoomManager
 from realtime.toolkit import Toolkit
 
@@ -24,15 +25,17 @@ __all__ = ["ClientRequests"]
 
 
 class ClientRequests:
-    """The handlers of the three messages."""
+    """The handlers of the four messages."""
 
-    def __init__(self, rooms: RoomManager, presence: PresenceStore, limits: Limits) -> None:
+    def __init__(self, rooms: RoomManager, presence: PresenceStore, replay: Replay, limits: Limits) -> None:
         self._rooms = rooms
         self._presence = presence
+        self._replay = replay
         self._limits = limits
         self.handlers = {
             "system:join": self.join,
             "system:leave": self.leave,
+            "system:history": self.history,
             "system:presence": self.presence,
         }
 
@@ -40,7 +43,9 @@ class ClientRequests:
         """Put the client into a room that a rule opens to it; return who is there.
 
         The ack's result is ``{"room", "id", "members": [{"id", "metadata"}], "total"}``, the client itself among
-        the members. Switches where the application's rule waits.
+        the members; of a recoverable room also ``"cursor"``, how far it is. With ``payload["since"]``, a cursor, what
+        the client missed is sent before the ack, and the result has ``"recovered", "replayed", "more"`` and
+        ``"reason"``: see :class:`realtime.recovery.Recovery`. Parks meanwhile, and where the application's rule waits.
 
         :raises Reject: ``forbidden``, or ``bad_room``; and as ``RoomTools.join``.
         """
@@ -55,8 +60,41 @@ class ClientRequests:
             )
         if rule.join is not True and not rule.join(context, room):
             raise Reject(f"you may not join {room!r}", code=ErrorCode.FORBIDDEN)
-        toolkit.rooms.join(room)
-        return {"room": room, "id": context.id, **self._members(room)}
+        since = message.payload.get("since") if isinstance(message.payload, dict) else None
+        result: dict[str, Any] = {"room": room, "id": context.id}
+        if since is None:
+            toolkit.rooms.join(room)
+            cursor = self._replay.cursor(room)
+        else:
+            recovery = toolkit.rooms.join(room, since=since)
+            cursor = recovery.cursor
+            result |= {"recovered": recovery.recovered, "replayed": recovery.replayed, "more": recovery.more}
+            if recovery.reason is not None:
+                result["reason"] = recovery.reason
+        if cursor is not None:
+            result["cursor"] = cursor
+        return {**result, **self._members(room)}
+
+    def history(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
+        """Return what a room that the client is in keeps: see ``RoomTools.history``.
+
+        ``payload`` may have ``"limit"`` (50) and ``"since"``. The ack's result is ``{"messages", "cursor", "more"}``,
+        with ``since`` also ``"recovered"`` and ``"reason"``. May park.
+
+        :raises Reject: ``forbidden``, ``bad_room``, or ``bad_message``.
+        """
+        room = _named_room(message)
+        if room not in context.rooms:
+            raise Reject(f"you are not in {room!r}: join it first", code=ErrorCode.FORBIDDEN)
+        payload = message.payload if isinstance(message.payload, dict) else {}
+        since = payload.get("since")
+        page = toolkit.rooms.history(room, payload.get("limit", 50), since)
+        result: dict[str, Any] = {"messages": page.messages, "cursor": page.cursor, "more": page.more}
+        if since is not None:
+            result["recovered"] = page.recovered
+        if page.reason is not None:
+            result["reason"] = page.reason
+        return result
 
     def leave(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
         """Take the client out of a room, however it came there; result ``{"room", "left": bool}``.

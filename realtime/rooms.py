@@ -6,7 +6,7 @@ State only: no sockets, no clock, no greenlets. What changed is returned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from realtime.cluster import Alone, Cluster, is_local
 from realtime.config import Limits
@@ -16,6 +16,16 @@ from realtime.room_rules import JoinRule, RoomRules
 __all__ = ["RoomManager"]
 
 _NOBODY: dict[str, None] = {}
+
+
+class Keeper(Protocol):
+    """Who keeps the history of rooms."""
+
+    def entered(self, room: str, client_id: str) -> None:
+        """A client of this node is in a room now. May park."""
+
+    def emptied(self, room: str) -> None:
+        """No client of this node is in a room any more."""
 
 
 class RoomManager:
@@ -31,11 +41,22 @@ class RoomManager:
         self.rules = RoomRules()
         self.cluster: Cluster = Alone()
         """Told who comes and goes here, and asked who is in rooms elsewhere."""
+        self.keeper: Keeper | None = None
+        """Told which rooms have members here."""
         # dicts as ordered sets: members are listed, and served, in the order they joined
         self._members: dict[str, dict[str, None]] = {}
         self._rooms: dict[str, dict[str, None]] = {}
 
-    def configure(self, pattern: str, *, join: bool | JoinRule = False, leave: bool = True) -> None:
+    def configure(
+        self,
+        pattern: str,
+        *,
+        join: bool | JoinRule = False,
+        leave: bool = True,
+        history: int = 0,
+        ttl: float = 120.0,
+        recover: bool = False,
+    ) -> None:
         """Say what holds for rooms whose names match a shell pattern (``fnmatch``) such as ``"chat:*"``.
 
         Where several patterns match a name, the one configured first counts.
@@ -43,14 +64,19 @@ class RoomManager:
         :param join: whether clients may join by themselves, with ``system:join``: no, yes, or a function
             ``(context, room)`` that tells and may wait. Handlers put clients into any room.
         :param leave: whether they may leave by themselves, with ``system:leave``.
+        :param history: how many of a room's last messages are kept for ``toolkit.rooms.history``, and for who comes
+            back; bounded by ``Limits.history_room`` bytes as well. 0: none.
+        :param ttl: seconds that each is kept.
+        :param recover: messages carry a ``cursor``, and who joins with one is sent what it missed first.
         :raises ConfigurationError: no pattern, or an option that is none of these.
         """
-        self.rules.add(pattern, join=join, leave=leave)
+        self.rules.add(pattern, join=join, leave=leave, history=history, ttl=ttl, recover=recover)
 
     def join(self, room: str, client_id: str) -> bool:
         """Put a client into a room; return False if it was there already.
 
-        A client of another node is put there by that node: then this parks, ``Limits.ack_timeout`` at most.
+        A client of another node is put there by that node: then this parks, ``Limits.ack_timeout`` at most. So it
+        does, shortly, for the first member on this node of a room that keeps its history.
 
         :raises BadRoom: the name is no string, empty or longer than ``Limits.room_name``.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
@@ -65,6 +91,8 @@ class RoomManager:
         if len(rooms) >= self._limits.rooms_per_client:
             raise TooManyRooms(f"a client may be in {self._limits.rooms_per_client} rooms at once")
         self.adopt(room, client_id)
+        if self.rules.keep_history and self.keeper is not None:
+            self.keeper.entered(room, client_id)
         return True
 
     def adopt(self, room: str, client_id: str) -> None:
@@ -72,6 +100,13 @@ class RoomManager:
         self._rooms.setdefault(client_id, {})[room] = None
         self._members.setdefault(room, {})[client_id] = None
         self.cluster.room_joined(room, client_id)
+
+    def release(self, room: str, client_id: str) -> None:
+        """A client is in a room at another node from now on: nothing of it goes to the client from here."""
+        del self._rooms[client_id][room]
+        if not self._rooms[client_id]:
+            del self._rooms[client_id]
+        self._forget_member(room, client_id)
 
     def _ask_its_node(self, client_id: str, operation: str, room: str) -> Any:
         if not self.cluster.has(client_id):
@@ -120,9 +155,14 @@ class RoomManager:
         del members[client_id]
         if not members:
             del self._members[room]
+            if self.keeper is not None:
+                self.keeper.emptied(room)
 
     def members(self, room: str, *, scope: str = "cluster") -> list[str]:
-        """Return the ids of a room's members, this node's first and in the order they joined; none if unknown.
+        """Return the ids of a room's members; none if unknown.
+
+        First this node's, in the order they joined; then those of each other node, in the order in which this node
+        heard of them, mostly that in which they joined. So two nodes name the same members in different orders.
 
         :param scope: ``"local"``: this node's alone.
         """
@@ -144,6 +184,10 @@ class RoomManager:
     def contains(self, room: str, client_id: str) -> bool:
         """Tell whether a client is in a room, whichever node it is on."""
         return client_id in self._members.get(room, _NOBODY) or self.cluster.is_member(room, client_id)
+
+    def contains_here(self, room: str, client_id: str) -> bool:
+        """Tell whether a client of this node is in a room."""
+        return client_id in self._members.get(room, _NOBODY)
 
     def list(self, *, scope: str = "cluster") -> dict[str, int]:
         """Return every room with its number of members.

@@ -8,6 +8,8 @@ what still comes for the client until every node knows where it is:
 3. A node that sees it at both sends to the new one alone. Once the old node sees it at the new one it keeps it for
    what other nodes send, and asks each whether it has seen that too.
 4. When all have, nothing more can come: the old node withdraws what it had announced.
+
+Messages of rooms that keep their history are not forwarded: the new node replays those after the old one's last.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +28,11 @@ from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits
 from realtime.connection import Connection
 from realtime.conversation import moved
+from realtime.cursors import Position
 from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
 from realtime.message import CODECS, MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
+from realtime.recovery import Replay
 from realtime.session_wire import Refusal, Wish
 
 if TYPE_CHECKING:
@@ -197,6 +202,10 @@ class Moves:
             client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
         if client.id in self._late:  # it comes home before all know that it had left
             self._all_know(client.id)
+        positions: dict[str, Position] = state["positions"]
+        held = {room: hub.history.held(room, client.id) for room in positions}
+        for hold in held.values():
+            hold.__enter__()
         hub.adopt(client, state["rooms"])
         codec = CODECS[state["codec"]]
         frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]
@@ -204,6 +213,21 @@ class Moves:
         hub.counters["sessions_moved_in"] += 1
         if not connection.closed:
             self._sessions.resume(session, connection, wish, ack)
+        for room, hold in held.items():
+            hub.workers.submit(partial(self._carry_on, client, room, positions[room], hold))
+
+    def _carry_on(self, client: Connection, room: str, position: Position, hold: AbstractContextManager[None]) -> None:
+        """In a worker: send what came to a room that keeps its history since the old node let go of the client."""
+        try:
+            recovery = Replay(self._hub).carry_on(client, room, position)
+            if not recovery.recovered:
+                log.warning("client %s has missed messages of %r on its way: %s", client.id, room, recovery.reason)
+                self._hub.counters["sessions_gaps"] += 1
+                self._hub.close(client, CloseCode.REPLACED, "messages were missed on the way: join your rooms again")
+        except RealtimeError as error:
+            log.info("client %s was gone before it had what it missed of %r: %s", client.id, room, error)
+        finally:
+            hold.__exit__(None, None, None)
 
     # The old node ------------------------------------------------------------------------------------------
 
@@ -248,12 +272,14 @@ class Moves:
         wire = client.wire
         assert wire.unfinish is not None
         rooms = hub.rooms.rooms_for(client.id)
+        logs = {room: one for room in rooms if (one := hub.history.log_of(room)) is not None}
         state = {
             "node": hub.cluster.node_id,
             "id": client.id,
             "metadata": client.metadata,
             "connected_at": client.connected_at,
             "rooms": rooms,
+            "positions": {room: one.position for room, one in logs.items()},
             "codec": wire.codec.name,
             "first": ring.first,
             "bodies": [wire.unfinish(frame) for frame in ring.frames],
@@ -278,7 +304,9 @@ class Moves:
         client.departed = True
         outbox = Outbox(_Forward(self, client.id, node, wire), hub.flusher, hub.limits)
         self._sessions.let_go(session, outbox)
-        self._moving[client.id] = session, node, rooms
+        for room in logs:  # the new node replays these by itself
+            hub.rooms.release(room, client.id)
+        self._moving[client.id] = session, node, hub.rooms.rooms_for(client.id)
         hub.counters["sessions_moved_out"] += 1
         return state
 

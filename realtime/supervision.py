@@ -20,6 +20,7 @@ __all__ = ["Action", "Backoff", "Do", "Phase", "PoolState", "Process", "Supervis
 log = logging.getLogger("realtime.workers")
 
 KILL_AFTER = 2.0  # seconds beyond the drain: kernel.stop takes up to one more to end handlers
+LOOK_AGAIN = 1.0  # seconds until a slot that is down, as all are, is looked at again
 
 
 class Phase(Enum):
@@ -66,6 +67,8 @@ class Do(Enum):
     TERMINATE = "terminate"
     """Tell it to drain and end."""
     KILL = "kill"
+    WITHDRAW = "withdraw"
+    """Let nobody connect to its slot until the next process there asks for it."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class _Slot:
         self.replacement: Process | None = None
         self.leaving: Process | None = None
         self.restart_at: float | None = None
+        self.withdraw: tuple[float, Process] | None = None
+        """When other slots get its share of connections, and the process whose end left it without one."""
 
     def processes(self) -> Iterator[Process]:
         """Those that have not ended."""
@@ -177,6 +182,7 @@ class Supervisor:
         """Return when ``tick`` must be called at the latest; None: when something happens."""
         times = [process.deadline for slot in self._slots for process in slot.processes()]
         times += [slot.restart_at for slot in self._slots]
+        times += [slot.withdraw[0] for slot in self._slots if slot.withdraw is not None]
         return min((time for time in times if time is not None), default=None)
 
     # What happens ------------------------------------------------------------------------------------
@@ -193,6 +199,7 @@ class Supervisor:
         process.move(Phase.SERVING)
         process.serving_since = now
         slot = self._slots[process.index]
+        slot.withdraw = None
         if process is slot.replacement:
             self._take_over(slot, process, now)
         if self.state is PoolState.STARTING:
@@ -237,7 +244,7 @@ class Supervisor:
         self._move(PoolState.STOPPING)
         self._reloading = self._reload_again = False
         for slot in self._slots:
-            slot.restart_at = None
+            slot.restart_at = slot.withdraw = None
             for process in slot.processes():
                 if process.phase is not Phase.LEAVING:
                     self._tell_to_leave(process, now)
@@ -258,6 +265,8 @@ class Supervisor:
                     self._kill(process)
             if slot.restart_at is not None and slot.restart_at <= now:
                 self._launch(slot, now)
+            if slot.withdraw is not None and slot.withdraw[0] <= now:
+                self._withdraw(slot, slot.withdraw[1], now)
 
     # Steps -------------------------------------------------------------------------------------------
 
@@ -292,11 +301,24 @@ class Supervisor:
         if self.state is PoolState.STARTING and process.generation == 1 and process.serving_since is None:
             self.failed = process
             self.stop(now)
-        elif slot.current is None:
+            return
+        if len(self._slots) > 1:
+            slot.withdraw = now + self._options.hold, process
+        if slot.current is None:
             served = now - process.serving_since if process.serving_since is not None else 0.0
             pause = slot.backoff.pause_after(served)
             slot.restart_at = now + pause
             log.warning("worker %d is started again %s", slot.index, f"in {pause:.2g} s" if pause else "at once")
+            if pause and slot.withdraw is not None:
+                self._withdraw(slot, process, now)  # one that fails again and again is not worth waiting for
+
+    def _withdraw(self, slot: _Slot, ended: Process, now: float) -> None:
+        """A slot is without a process for too long: let others have its connections, if there are others."""
+        if any(other.current is not None and other.current.phase is Phase.SERVING for other in self._slots):
+            slot.withdraw = None
+            self._actions.append(Action(Do.WITHDRAW, ended))
+        else:
+            slot.withdraw = now + LOOK_AGAIN, ended
 
     def _tell_to_leave(self, process: Process, now: float) -> None:
         process.move(Phase.LEAVING, now + self._options.drain + KILL_AFTER)

@@ -7,19 +7,21 @@ handed over and its result handed back; the calling thread blocks meanwhile, the
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import gevent
 import gevent.event
 from gevent._hub_local import get_hub_if_exists
-from gevent.monkey import get_original
+from gevent.hub import Hub as EventLoop
+from gevent.monkey import get_original, is_module_patched
 from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
 from realtime.errors import NotRunning
 
-__all__ = ["HomeThread", "on_home_thread", "run_in_pool", "runs_in_pool"]
+__all__ = ["HomeThread", "Signal", "has_event_loop", "on_home_thread", "run_in_pool", "runs_in_pool"]
 
 # the real ones, even where threading was monkey-patched: a patched lock would wait in the wrong hub
 _get_ident = get_original("_thread", "get_ident")
@@ -37,12 +39,15 @@ class HomeThread:
 
     def __init__(self) -> None:
         self.ident: int | None = None
+        self.pid: int | None = None
+        """The process that the thread belongs to: a fork copies the rest, but no thread."""
         self._hub: Any = None
         self._carriers = Group()
 
     def settle(self) -> None:
         """The current thread is home from now on."""
         self.ident = _get_ident()
+        self.pid = os.getpid()
         self._hub = gevent.get_hub()
 
     def leave(self) -> None:
@@ -53,17 +58,22 @@ class HomeThread:
         others = [carrier for carrier in self._carriers if carrier is not gevent.getcurrent()]
         gevent.killall(others, timeout=1.0)
 
+    def join(self) -> None:
+        """Return when no call from another thread is under way. In the home thread, after ``leave``. Switches."""
+        self._carriers.join(STOPPING)
+
     def is_here(self) -> bool:
         """Tell whether the caller runs in the home thread, or there is none."""
         return self.ident is None or _get_ident() == self.ident
 
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run ``function`` here if this is home, otherwise there: see :meth:`call`."""
+        return function(*args, **kwargs) if self.is_here() else self.call(function, *args, **kwargs)
+
     def guard(self, thing: object, methods: Iterable[str]) -> None:
         """Make methods of ``thing``, which knows nothing of threads, safe to call from any native thread."""
         for name in methods:
-            setattr(thing, name, functools.partial(self._run, getattr(thing, name)))
-
-    def _run(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        return function(*args, **kwargs) if self.is_here() else self.call(function, *args, **kwargs)
+            setattr(thing, name, functools.partial(self.run, getattr(thing, name)))
 
     def call(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """Run ``function`` in a greenlet of the home thread; return its result or raise its exception.
@@ -98,8 +108,8 @@ class _Errand:
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._work = functools.partial(function, *args, **kwargs)
-        self.begun = _Signal()
-        self.done = _Signal()
+        self.begun = Signal()
+        self.done = Signal()
         self.cancelled = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -116,7 +126,7 @@ class _Errand:
         self.done.set()
 
 
-class _Signal:
+class Signal:
     """Set once by one thread, waited for by another: natively, or in that thread's own event loop."""
 
     def __init__(self) -> None:
@@ -131,11 +141,16 @@ class _Signal:
         if self._hub is not None and self._event is not None:
             self._hub.loop.run_callback_threadsafe(self._event.set)
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         """Wait, in the thread that made it; return whether it was set."""
         if self._event is not None:
             return bool(self._event.wait(timeout))
-        return bool(self._lock.acquire(timeout=timeout))
+        return bool(self._lock.acquire(timeout=-1 if timeout is None else timeout))
+
+
+def has_event_loop() -> bool:
+    """Tell whether waiting here lets other greenlets run: in a greenlet of an event loop, or a patched process."""
+    return isinstance(gevent.getcurrent().parent, EventLoop) or is_module_patched("threading")
 
 
 def run_in_pool(pool: ThreadPool, function: Callable[..., Any], *args: Any) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from realtime.connection import Connection, Context
 from realtime.errors import BadRoom
 from realtime.message import Message
 from realtime.presence import Entry, PresenceList
+from realtime.recovery import HistoryPage, Recovery
 
 if TYPE_CHECKING:
     from realtime.kernel import RealtimeKernel
@@ -31,15 +32,34 @@ class RoomTools:
         self._connection = connection
         self._message = message
 
-    def join(self, name: str) -> bool:
+    @overload
+    def join(self, name: str) -> bool: ...
+
+    @overload
+    def join(self, name: str, *, since: object) -> Recovery: ...
+
+    def join(self, name: str, *, since: object = None) -> bool | Recovery:
         """Put this client into a room; False if it is there already, or has disconnected meanwhile.
 
+        :param since: the cursor of the last message of a recoverable room that the client has: first it is sent what
+            it missed, at most 300 messages, and the result is a :class:`Recovery`. Parks meanwhile.
         :raises BadRoom: no usable name.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
         """
+        if since is not None:
+            return self._kernel._recover(self._connection, name, since)
         if self._connection.closed:
             return False
         return self._kernel.rooms.join(name, self._connection.id)
+
+    def history(self, name: str, limit: int = 50, since: str | None = None) -> HistoryPage:
+        """Return the last messages of a room that keeps them, the oldest first. May park: for those of other nodes.
+
+        :param limit: at most so many, 1 to 300.
+        :param since: a cursor: return the first ``limit`` messages after it instead.
+        :raises Reject: ``bad_message`` for a limit out of range; ``bad_room``.
+        """
+        return self._kernel._history(name, limit, since)
 
     def leave(self, name: str) -> bool:
         """Take this client out of a room; False if it was not there."""

@@ -90,9 +90,10 @@ class WorkerPool:
     Ports: each worker has a listening socket of its own for the port of a WebSocketTransport, and the system spreads
     new connections over these (``SO_REUSEPORT``). That is Linux's doing: macOS and the BSDs give nearly all connections
     to one of the workers, and Windows, which cannot fork, has no pool. ``port=0`` is the same port for all. The pool
-    holds the sockets, so connections that wait while a worker is replaced, or has died, are served by the next one. A
-    transport that cannot share its port (:meth:`realtime.Transport.shared_address`) must have another address in each
-    worker.
+    holds the sockets, so connections that wait while a worker is replaced, or has died, are served by the next one. One
+    that does not come within ``PoolOptions.hold``, or fails again and again, is not waited for: they are reset, and the
+    other workers get all connections until it is back. A transport that cannot share its port
+    (:meth:`realtime.Transport.shared_address`) must have another address in each worker.
 
     Signals to the pool's process: SIGTERM and SIGINT drain all workers and end it, a second one kills them; SIGHUP
     replaces them one by one. A worker that is to go takes no more connections and tells its clients to come back (close
@@ -188,6 +189,8 @@ class WorkerPool:
             for action in actions:
                 if action.do is Do.START:
                     self._fork(action.process)
+                elif action.do is Do.WITHDRAW:
+                    self._withdraw(action.process.index)
                 else:
                     self._send_signal(action.process, action.do)
         if self._supervisor.state in (PoolState.STOPPING, PoolState.STOPPED):
@@ -306,6 +309,13 @@ class WorkerPool:
             return
         child.wanted.append(wanted)
         child.channel.give(sock)
+
+    def _withdraw(self, index: int) -> None:
+        """Nobody accepts in a slot. Where its next process has its sockets already, that will do so in a moment."""
+        if any(child.wanted for process, child in self._children.items() if process.index == index):
+            return
+        if self._ports.withdraw(index):
+            log.warning("worker %d is down: the others get its share of connections", index)
 
     def _reap(self, now: float) -> None:
         """Notice which processes have ended."""

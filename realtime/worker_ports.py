@@ -1,7 +1,8 @@
 """The listening sockets of a pool: for each address one per slot, kept while its processes come and go.
 
 The system gives each connection to one of the sockets that share the port (``SO_REUSEPORT``), where it waits until
-the process of that slot accepts it. The pool holds the socket, so it waits on when that process ends.
+the process of that slot accepts it. The pool holds the socket, so it waits on when that process ends. Where the next
+one does not come the socket is withdrawn: the system gives nothing more to it, and resets what waits.
 """
 
 from __future__ import annotations
@@ -54,6 +55,13 @@ class WorkerPorts:
                 sock.close()
             if not by_slot:
                 del self._sockets[address]
+
+    def withdraw(self, index: int) -> bool:
+        """Close the sockets of a slot where others have some for the address; tell whether there were any."""
+        shared = [by_slot for by_slot in self._sockets.values() if index in by_slot and len(by_slot) > 1]
+        for by_slot in shared:
+            by_slot.pop(index).close()
+        return bool(shared)
 
     def close(self) -> None:
         """Close all, for good: who connects now is refused instead of left waiting."""

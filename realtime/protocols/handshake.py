@@ -107,6 +107,8 @@ def _check_upgrade(request: Request) -> str:
             "which sends 'Upgrade: websocket' and 'Connection: Upgrade'.",
             _UPGRADE,
         )
+    if "transfer-encoding" in headers or headers.get("content-length", "0").strip("0"):
+        raise HandshakeError(400, "A WebSocket handshake has no body.")
     if request.version.endswith("1.0"):
         raise HandshakeError(400, "A WebSocket is opened with HTTP/1.1, not HTTP/1.0.")
     if headers.get_all("sec-websocket-version") != [_VERSION]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -44,37 +43,26 @@ from realtime.protocols.mesh_frames import (
     NewsReceived,
     PingReceived,
     ResumeReceived,
-    SessionEvent,
     data_size,
 )
+from realtime.protocols.mesh_handshake import (
+    NAME_LENGTH,
+    WIRE_VERSION,
+    Authenticated,
+    ByeReceived,
+    Hello,
+    LinkEvent,
+    LinkStarted,
+    Reason,
+    Role,
+)
 
-__all__ = [
-    "WIRE_VERSION",
-    "Authenticated",
-    "ByeReceived",
-    "Hello",
-    "LinkEvent",
-    "LinkStarted",
-    "MeshProtocol",
-    "PingReceived",
-    "Reason",
-    "Role",
-    "State",
-]
+__all__ = ["MeshProtocol", "State"]
 
-WIRE_VERSION = 1
-NAME_LENGTH = 255  # characters of a node id, a cluster and an address
 TEXT_LENGTH = 255  # characters of a bye's reason and text
 NONCE_LENGTH = 16  # bytes
 FRAME_SIZE = 4 * KiB  # of a frame without its body
 _FIELDS = 16  # of a frame
-
-
-class Role(str, Enum):
-    """Which side of the TCP connection a node is on."""
-
-    DIALLER = "dialler"
-    LISTENER = "listener"
 
 
 class State(Enum):
@@ -114,63 +102,6 @@ _SHAPES: dict[Kind, tuple[tuple[type, ...], ...]] = {
     Kind.NEWS: (_NUMBER,),
 }
 
-
-class Reason:
-    """Why a link ends: said in ``bye``, counted. Plain strings: a later version may say
-    more."""
-
-    LEAVING = "leaving"  # the node stops
-    DUPLICATE = "duplicate"  # the two nodes have a link already
-    REPLACED = "replaced"  # a newer link to the same node takes over
-    CLUSTER = "cluster"  # of another cluster
-    VERSION = "version"  # speaks another version of this wire
-    SECRET = "secret"  # does not know the secret
-    SELF = "self"  # a node dialled its own address
-    NODE_ID = "node_id"  # another node with our id
-    TIMEOUT = "timeout"  # did not prove the secret in time
-    BROKEN = "broken"  # broke the protocol
-    SILENT = "silent"  # no sign of life
-    SLOW = "slow"  # does not read what it is sent
-    LOST = "lost"  # the connection broke; never sent
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What a node says of itself. Believed only once the proof has come.
-
-    :param instance: made anew by each start of a node, so that a restarted one is told from one that is there.
-    :param nonce: the challenge; never used twice.
-    :param address: where others reach the node, ``host:port``, or None.
-    """
-
-    node: str
-    cluster: str
-    instance: bytes
-    nonce: bytes
-    address: str | None = None
-
-
-@dataclass(frozen=True)
-class Authenticated:
-    """Both sides have proved the secret. If ``protocol.decides``: call ``start`` or ``bye``."""
-
-    hello: Hello
-
-
-@dataclass(frozen=True)
-class LinkStarted:
-    """The peer decided for this link: it is open."""
-
-
-@dataclass(frozen=True)
-class ByeReceived:
-    """The peer ended the link; it sends no more. ``reason`` is one of Reason, or one of a later version."""
-
-    reason: str
-    text: str
-
-
-LinkEvent = Authenticated | LinkStarted | ByeReceived | SessionEvent
 
 _DATA = Kind.DATA.value
 _pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode

@@ -15,6 +15,8 @@ __all__ = [
     "CallAnswered",
     "CallLost",
     "ClientCame",
+    "ClientFound",
+    "ClientLost",
     "ClientWent",
     "ConfirmFailed",
     "Confirmed",
@@ -23,6 +25,7 @@ __all__ = [
     "Dial",
     "EndLink",
     "Gap",
+    "IdTaken",
     "MeshEvent",
     "MetadataReplaced",
     "NodeJoined",
@@ -75,6 +78,7 @@ class DeliverToRoom(Struct, frozen=True):
     overflow: str
     key: str | None
     confirm: int | None
+    mark: tuple[str, int, float] | None = None
 
 
 class DeliverToClient(Struct, frozen=True):
@@ -88,7 +92,10 @@ class DeliverToClient(Struct, frozen=True):
 
 
 class RunCall(Struct, frozen=True):
-    """Do what ``body`` asks for a client of ours; then say ``core.answer(origin, token, ok, body)``."""
+    """Do what ``body`` asks for a client of ours, or of us if ``client`` is empty.
+
+    Then say ``core.answer(origin, token, ok, body)``.
+    """
 
     origin: str
     token: int
@@ -167,6 +174,10 @@ class NodeLeft(Struct, frozen=True):
     reason: str
 
 
+class IdTaken(Struct, frozen=True):
+    """Another node of the cluster has our own id, and lives: what is known of either is of no use."""
+
+
 class Gap(Struct, frozen=True):
     """``count`` frames to (``"out"``) or from (``"in"``) a node were lost for good; state is sent anew.
 
@@ -200,6 +211,22 @@ class ClientWent(Struct, frozen=True):
 
     node: str
     client: str
+
+
+class ClientFound(Struct, frozen=True):
+    """A client was in these rooms before its node joined: that node told nobody here of it."""
+
+    node: str
+    client: str
+    rooms: Sequence[str]
+
+
+class ClientLost(Struct, frozen=True):
+    """A client is gone with its node, which could tell nobody here that it left these rooms. ClientWent follows."""
+
+    node: str
+    client: str
+    rooms: Sequence[str]
 
 
 class RoomJoined(Struct, frozen=True):
@@ -241,9 +268,12 @@ Action = (
     | NodeSuspect
     | NodeRefuted
     | NodeLeft
+    | IdTaken
     | Gap
     | ClientCame
     | ClientMoved
+    | ClientFound
+    | ClientLost
     | ClientWent
     | RoomJoined
     | RoomLeft

@@ -117,7 +117,10 @@ class ClientState(Struct, array_like=True, frozen=True):
 
 
 class ToRoom(Struct, array_like=True, frozen=True, tag=0):
-    """A message for the members of a room, or for everybody: encoded once for each codec in use there."""
+    """A message for the members of a room, or for everybody: encoded once for each codec in use there.
+
+    ``mark`` is its place in a room that keeps its history: origin, sequence, and when it was published.
+    """
 
     room: str | None
     bodies: _Bodies
@@ -125,6 +128,7 @@ class ToRoom(Struct, array_like=True, frozen=True, tag=0):
     overflow: _Overflow = "close"
     key: str | None = None
     confirm: int | None = None
+    mark: tuple[_Name, Annotated[int, Meta(ge=1, lt=2**53)], _Seconds] | None = None
 
 
 class ToClient(Struct, array_like=True, frozen=True, tag=1):
@@ -137,7 +141,7 @@ class ToClient(Struct, array_like=True, frozen=True, tag=1):
 
 
 class Call(Struct, array_like=True, frozen=True, tag=2):
-    """A question to the node of a client."""
+    """A question to the node of a client; to the node itself if ``client`` is empty."""
 
     token: _Count
     client: str

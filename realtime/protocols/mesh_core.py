@@ -19,38 +19,22 @@ every ``Dial`` ends in ``link_started(..., dialled=address)`` or ``dial_ended``;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from realtime.config import MeshOptions
-from realtime.protocols.mesh import Hello, Reason
 from realtime.protocols.mesh_actions import (
     Action,
-    DeliverToClient,
-    DeliverToRoom,
     Dial,
     EndLink,
     Gap,
-    MeshEvent,
     NodeLeft,
-    RunCall,
 )
 from realtime.protocols.mesh_bodies import (
-    Answer,
-    Ask,
-    Call,
-    Chunk,
-    Delivered,
-    Delta,
-    Digest,
-    Event,
     NodeRecord,
     Probe,
     Table,
-    ToClient,
-    ToRoom,
-    decode_body,
     decode_news,
     encode,
 )
@@ -65,8 +49,9 @@ from realtime.protocols.mesh_frames import (
     SessionEvent,
     news_frame,
 )
+from realtime.protocols.mesh_handshake import Hello, Reason
+from realtime.protocols.mesh_incoming import Incoming
 from realtime.protocols.mesh_membership import LEFT, Member, Membership
-from realtime.protocols.mesh_outgoing import Outgoing
 from realtime.protocols.mesh_peers import Peer
 
 __all__ = ["MeshCore", "NodeStatus"]
@@ -91,7 +76,7 @@ class NodeStatus(NamedTuple):
     """Bytes that it has not acknowledged."""
 
 
-class MeshCore(Outgoing):
+class MeshCore(Incoming):
     """One node.
 
     :param node_id: unique in the cluster.
@@ -179,13 +164,18 @@ class MeshCore(Outgoing):
         if reason == Reason.SELF:
             self._dialling.is_own(address)
         else:
-            self._dialling.ended(address, node, now)
+            self._dialling.ended(address, node, now, failed=reason != Reason.DUPLICATE)
         self._sooner(now)
 
     def add_seed(self, address: str, now: float) -> None:
         """Somebody listens at an address: connect to it, whoever it is, until ``drop_seed``."""
         self._dialling.add_seed(address, now)
         self._sooner(now)
+
+    def is_settled(self, address: str) -> bool:
+        """Tell whether the clients of the node at a seed are known, or it was tried in vain."""
+        node, failed = self._dialling.found(address)
+        return failed or (node is not None and self._replicas.state_of(node) is not None)
 
     def drop_seed(self, address: str) -> None:
         """Nobody listens there any more."""
@@ -217,7 +207,7 @@ class MeshCore(Outgoing):
         self._node_events.clear()
         for event in events:
             if isinstance(event, NodeLeft):
-                self._replicas.forget(event.node)
+                self._replicas.forget(event.node, lost=not self._membership.leaving)
                 peer = self._peers.known.get(event.node)
                 if peer is not None:
                     self._peers.abandon(peer)
@@ -244,8 +234,7 @@ class MeshCore(Outgoing):
             member.heard = member.witnessed = now
         if isinstance(event, DataReceived):
             if self._peers.take(peer, event, now):
-                message = decode_body(event.body)
-                _HANDLERS[type(message)](self, peer, message)
+                self._take_body(peer, event.body)
             ack_due = peer.session.ack_due
             if ack_due is not None and ack_due < self.due:
                 self.due = ack_due
@@ -274,60 +263,6 @@ class MeshCore(Outgoing):
         self.counters["frames_missed"] += event.count
         self._actions.append(Gap(peer.id, "in", event.count))
         self._replicas.on_gap(peer.id)
-
-    def _on_to_room(self, peer: Peer, message: ToRoom) -> None:
-        self._actions.append(
-            DeliverToRoom(
-                peer.id,
-                message.room,
-                message.bodies,
-                message.except_ids,
-                message.overflow,
-                message.key,
-                message.confirm,
-            )
-        )
-
-    def _on_to_client(self, peer: Peer, message: ToClient) -> None:
-        self._actions.append(
-            DeliverToClient(peer.id, message.client, message.bodies, message.overflow, message.key)
-        )
-
-    def _on_call(self, peer: Peer, message: Call) -> None:
-        self._actions.append(RunCall(peer.id, message.token, message.client, message.body, message.timeout))
-
-    def _on_answer(self, peer: Peer, message: Answer) -> None:
-        self._resolved(self._pending.answered(message.token, peer.id, message.ok, message.body))
-
-    def _on_delivered(self, peer: Peer, message: Delivered) -> None:
-        self._resolved(self._pending.delivered(message.token, peer.id, message.count))
-
-    def _resolved(self, action: Action | None) -> None:
-        if action is None:
-            self.counters["answers_too_late"] += 1
-        else:
-            self._actions.append(action)
-
-    def _on_event(self, peer: Peer, message: Event) -> None:
-        self._actions.append(MeshEvent(peer.id, message.body))
-
-    def _on_delta(self, peer: Peer, message: Delta) -> None:
-        self._ask_if(self._replicas.on_delta(peer.id, message), peer)
-
-    def _on_chunk(self, peer: Peer, message: Chunk) -> None:
-        self._ask_if(self._replicas.on_chunk(peer.id, message), peer)
-
-    def _on_digest(self, peer: Peer, message: Digest) -> None:
-        self._ask_if(self._replicas.on_digest(peer.id, message), peer)
-
-    def _ask_if(self, needed: bool, peer: Peer) -> None:
-        if needed:
-            self.counters["snapshots_asked"] += 1
-            self._peers.send(peer, encode(Ask()))
-
-    def _on_ask(self, peer: Peer, message: Ask) -> None:
-        if peer.feed is None:
-            peer.stale = True
 
     # News of nodes ----------------------------------------------------------------------------------------
 
@@ -437,50 +372,7 @@ class MeshCore(Outgoing):
         member = self._membership.members.get(node)
         return now - member.heard if member is not None and member.linked else None
 
-    def members(self, room: str) -> list[str]:
-        """Return the members of a room on other nodes."""
-        members = self._index.members(room)
-        here = self._replicas.moved_here
-        if here or self._index.shared:
-            return [client for client in dict.fromkeys(members) if client not in here]
-        return list(members)
-
-    def is_member(self, room: str, client: str) -> bool:
-        """Tell whether a client of another node is in a room."""
-        return any(client in members for members in self._index.nodes_in(room).values())
-
-    def rooms(self) -> dict[str, int]:
-        """Return the rooms of other nodes, with their number of members there."""
-        return self._index.rooms()
-
-    def clients(self) -> Collection[str]:
-        """Return the ids of all clients of other nodes: a view."""
-        here = self._replicas.moved_here
-        return set(self._index.clients()) - here if here else self._index.clients()
-
-    def home(self, client: str) -> str | None:
-        """Return the node that has a client; None if no other node has it."""
-        return self._index.home(client)
-
-    def entry(self, client: str) -> dict[str, Any] | None:
-        """Return a client of another node as presence shows it; None if there is none."""
-        return self._replicas.entry(client)
-
 
 def _takes_digest(peer: Peer) -> bool:
     """Whether a node has all we know to compare: no snapshot is under way to it."""
     return peer.session.open and not peer.session.behind and not peer.stale and peer.feed is None
-
-
-_HANDLERS: Mapping[type, Callable[[MeshCore, Peer, Any], None]] = {
-    ToRoom: MeshCore._on_to_room,
-    ToClient: MeshCore._on_to_client,
-    Call: MeshCore._on_call,
-    Answer: MeshCore._on_answer,
-    Delivered: MeshCore._on_delivered,
-    Event: MeshCore._on_event,
-    Delta: MeshCore._on_delta,
-    Chunk: MeshCore._on_chunk,
-    Ask: MeshCore._on_ask,
-    Digest: MeshCore._on_digest,
-}

@@ -18,7 +18,7 @@ __all__ = ["DialPlan"]
 class _Target:
     """One address."""
 
-    __slots__ = ("delay", "due", "node", "seed", "under_way")
+    __slots__ = ("delay", "due", "failed", "node", "seed", "under_way")
 
     def __init__(self, node: str | None, due: float, delay: float, seed: bool) -> None:
         self.node = node
@@ -26,6 +26,8 @@ class _Target:
         self.delay = delay
         self.seed = seed
         self.under_way = False
+        self.failed = False
+        """The last attempt led to nobody of the cluster."""
 
 
 class DialPlan:
@@ -93,11 +95,20 @@ class DialPlan:
                 next_due = target.due
         return chosen, next_due
 
-    def ended(self, address: str, node: str | None, now: float) -> None:
-        """An attempt led to no link; ``node`` is who answered, if that is known."""
+    def found(self, address: str) -> tuple[str | None, bool]:
+        """Return which node is at an address, as far as known, and whether it is of no use to wait for that."""
+        target = self._targets.get(address)
+        return (None, True) if target is None else (target.node, target.failed)
+
+    def ended(self, address: str, node: str | None, now: float, *, failed: bool) -> None:
+        """An attempt led to no link; ``node`` is who answered, if that is known.
+
+        :param failed: it led to nobody of the cluster.
+        """
         target = self._targets.get(address)
         if target is not None:
             target.under_way = False
+            target.failed = failed
             target.node = node or target.node
             self._pause(target, now)
 
@@ -110,7 +121,7 @@ class DialPlan:
         """A link to a node started, by dialling ``address`` if that is not None."""
         target = self._targets.get(address) if address is not None else None
         if target is not None:
-            target.under_way = False
+            target.under_way = target.failed = False
             target.node = node
         for target in self._targets.values():
             if target.node == node:

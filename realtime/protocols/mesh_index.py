@@ -103,7 +103,7 @@ class Index:
         return self._homes.keys()
 
     def nodes_in(self, room: str) -> Mapping[str, Mapping[str, None]]:
-        """Return which nodes have members in a room, each with its members in the order they joined."""
+        """Return which nodes have members in a room, each with its members in the order we heard of them."""
         return self._rooms.get(room, _NOWHERE)
 
     def members(self, room: str) -> Iterator[str]:

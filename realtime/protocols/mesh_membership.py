@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from random import Random
 
 from realtime.config import MeshOptions
-from realtime.protocols.mesh_actions import Action, EndLink, NodeJoined, NodeLeft, NodeRefuted, NodeSuspect
+from realtime.protocols.mesh_actions import Action, EndLink, IdTaken, NodeJoined, NodeLeft, NodeRefuted, NodeSuspect
 from realtime.protocols.mesh_bodies import NodeRecord, Probe, Probed
 
 __all__ = ["ALIVE", "DOWN", "LEFT", "Member", "Membership"]
@@ -27,6 +27,7 @@ ALIVE, DOWN, LEFT = 0, 1, 2  # as in NodeRecord.state: of one incarnation, the h
 WITNESSES = 3  # nodes asked about a suspect at once (SWIM's k; memberlist's IndirectChecks)
 _NEVER = -1  # an incarnation before any news
 _MOST = 2**48 - 1  # incarnations
+_TOLD = frozenset(4**power for power in range(1, 20))  # claims to our id that are told: the first may be old news
 
 
 class Member:
@@ -110,6 +111,8 @@ class Membership:
         self._random = random
         self._events = events
         self._counters = counters
+        self._claimed = -options.ping  # when we last said that our id is ours
+        self._claim: NodeRecord | None = None  # somebody else says so, which is to be answered
         self._news: dict[str, Member | None] = {}  # ids of which there is something to tell on; ours for None
 
     def own_record(self) -> NodeRecord:
@@ -169,7 +172,7 @@ class Membership:
     def merge(self, record: NodeRecord, source: str, now: float) -> None:
         """Take in what ``source`` says of a node."""
         if record.node == self.id:
-            self._merge_own(record)
+            self._merge_own(record, now)
             return
         member = self.members.get(record.node)
         if member is None:
@@ -187,12 +190,25 @@ class Membership:
         member.rumoured = source
         self._news[member.id] = member
 
-    def _merge_own(self, record: NodeRecord) -> None:
+    def _merge_own(self, record: NodeRecord, now: float) -> None:
         """What is said of us is wrong, or that we are alive."""
         if self.leaving or record.incarnation < self._incarnation:
             return
-        if record.state == ALIVE and record.instance == self._instance:
-            return
+        if record.state == ALIVE:
+            if record.instance == self._instance:
+                return
+            if now < self._claimed + self._options.ping:
+                # our id was given twice, and the other one answers each word of ours
+                self._claim = record
+                return
+            self._claimed, self._claim = now, None
+            self._counters["claims"] += 1
+            if self._counters["claims"] in _TOLD:
+                self._events.append(IdTaken())
+        self._refute(record)
+
+    def _refute(self, record: NodeRecord) -> None:
+        """Say that we are alive, and louder."""
         self._incarnation = min(record.incarnation + 1, _MOST)
         self._counters["refutations"] += 1
         self._news[self.id] = None
@@ -277,6 +293,9 @@ class Membership:
         """Look who is silent, and forget who is long gone; return when to look again."""
         options = self._options
         due = now + options.tombstones
+        if self._claim is not None:
+            self.merge(self._claim, self.id, now)
+            due = self._claimed + options.ping
         forgotten = []
         for member in self.members.values():
             if member.joined is not None:

@@ -142,6 +142,7 @@ class Outgoing:
         *,
         overflow: str = "close",
         key: str | None = None,
+        mark: tuple[str, int, float] | None = None,
         confirm: int | None = None,
         deadline: float = 0.0,
     ) -> Published:
@@ -151,6 +152,7 @@ class Outgoing:
 
         :param name: the event's, for the route filters.
         :param bodies: the encoded message by codec.
+        :param mark: its origin, sequence and time, in a room that keeps its history.
         :param confirm: a token: each node in the result answers with Confirmed or ConfirmFailed by ``deadline``.
         :raises MessageTooBig: one of the bodies is larger than ``MeshOptions.message_size``.
         """
@@ -176,11 +178,11 @@ class Outgoing:
                 continue
             codecs = index.codecs(node)
             if moved:
-                body = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, moved)
+                body = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, mark, moved)
             elif codecs in packed:
                 body = packed[codecs]
             else:
-                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm)
+                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, mark)
             if body is None:
                 self.counters["not_encoded"] += 1
                 continue
@@ -223,6 +225,7 @@ class Outgoing:
         overflow: str,
         key: str | None,
         confirm: int | None,
+        mark: tuple[str, int, float] | None,
         moved: Collection[str] = _NOBODY,
     ) -> bytes | None:
         """Return the body of a frame with the message in these codecs; None if it was encoded in none."""
@@ -232,7 +235,7 @@ class Outgoing:
         self._check_size(chosen)
         elsewhere = [client for client in except_ids if client not in self._own.clients]
         elsewhere += moved
-        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm))  # type: ignore[arg-type]
+        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm, mark))  # type: ignore[arg-type]
 
     def _check_size(self, bodies: Mapping[str, bytes]) -> None:
         most = self._options.message_size
@@ -275,23 +278,28 @@ class Outgoing:
         :raises MessageTooBig: see ``publish``.
         """
         home = self._index.home(client)
-        return home is not None and self._ask(token, self._peers.known[home], client, body, timeout, now)
+        if home is None:
+            return False
+        self._ask(self._peers.known[home], Call(token, client, body, timeout), now)
+        return True
 
     def call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> bool:
-        """Ask a node something; False if there is no such node. As ``call``."""
+        """Ask a node itself something; False if there is none. CallAnswered or CallLost follows. Raises as ``call``."""
         peer = self._peers.known.get(node)
-        return peer is not None and peer.joined and self._ask(token, peer, "", body, timeout, now)
-
-    def _ask(self, token: int, peer: Peer, client: str, body: bytes, timeout: float, now: float) -> bool:
-        self._check_size({"": body})
-        if len(self._pending) >= MOST_PENDING:
-            self._actions.append(CallLost(token, "busy"))
-            return True
-        self._flush_changes()
-        sequence = self._peers.send(peer, encode(Call(token, client, body, timeout)))
-        self._pending.add(token, peer.id, sequence, now + timeout, is_call=True)
-        self._sooner(now + timeout)
+        if peer is None or not peer.joined:
+            return False
+        self._ask(peer, Call(token, "", body, timeout), now)
         return True
+
+    def _ask(self, peer: Peer, call: Call, now: float) -> None:
+        self._check_size({"": call.body})
+        if len(self._pending) >= MOST_PENDING:
+            self._actions.append(CallLost(call.token, "busy"))
+            return
+        self._flush_changes()
+        sequence = self._peers.send(peer, encode(call))
+        self._pending.add(call.token, peer.id, sequence, now + call.timeout, is_call=True)
+        self._sooner(now + call.timeout)
 
     def forget(self, token: int) -> None:
         """Nobody waits for what this token stands for any more."""

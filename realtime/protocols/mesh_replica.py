@@ -14,6 +14,8 @@ from realtime.errors import BadMessage
 from realtime.protocols.mesh_actions import (
     Action,
     ClientCame,
+    ClientFound,
+    ClientLost,
     ClientMoved,
     ClientWent,
     MetadataReplaced,
@@ -133,11 +135,15 @@ class Replicas:
 
     def _replace(self, node: str, replica: Replica, state: NodeState) -> None:
         old, replica.state = replica.state, state
-        replica.known = True
+        first, replica.known = not replica.known, True
         self._counters["snapshots_received"] += 1
         for operation in difference(old, state):
             where = old if isinstance(operation, Went) else state
             self._changed(node, operation, where.clients[operation.client])
+        if first:
+            for name, client in state.clients.items():
+                if client.rooms:
+                    self._events.append(ClientFound(node, name, tuple(client.rooms)))
 
     def on_digest(self, node: str, digest: Digest) -> bool:
         """A node says what its clients come to."""
@@ -157,11 +163,16 @@ class Replicas:
         replica.wanted = True
         replica.assembly = None
 
-    def forget(self, node: str) -> None:
-        """A node is gone: all its clients went."""
+    def forget(self, node: str, *, lost: bool) -> None:
+        """A node is gone: all its clients went.
+
+        :param lost: and those who shared rooms with them are to be told.
+        """
         replica = self._replicas.pop(node, None)
         if replica is not None:
             for name, client in replica.state.clients.items():
+                if lost and client.rooms:
+                    self._events.append(ClientLost(node, name, tuple(client.rooms)))
                 self._changed(node, Went(name), client)
 
     # What follows from it --------------------------------------------------------------------------------

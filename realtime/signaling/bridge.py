@@ -76,6 +76,10 @@ class WebRTCSignalingBridge:
       ``"left"``; or ``"closed"`` by the client, ``"lost"``, or ``"disconnected"`` by the server, with the close code.
       With ``returns_within``, seconds, it may come back: see below.
 
+    Where a node of the cluster dies, or cannot be reached any more, its clients have gone from their calls: the others
+    get a ``bye`` with the reason ``"lost"`` from their own node. They get ``peer-joined`` if it turns out that these
+    clients are still there, once the nodes are one cluster again, and for those that came meanwhile.
+
     ``polite`` says what the receiver is towards that peer when both offer at once (the W3C's perfect negotiation): it
     is polite iff its own id is the smaller string. So one of each pair is, and both agree, on any node, at any time.
 
@@ -211,6 +215,8 @@ class WebRTCSignalingBridge:
         kernel.hub.on_detached.append(self._calls.detached)
         kernel.hub.on_resumed.append(self._calls.back)
         kernel.hub.on_moved.append(self._calls.moved)
+        kernel.hub.on_found.append(self._calls.found)
+        kernel.hub.on_lost.append(self._calls.lost)
         kernel.add_service(self)
         return self
 

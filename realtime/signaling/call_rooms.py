@@ -105,8 +105,16 @@ class CallRooms:
 
         Who does not know yet who is in the call is not told what goes on there.
         """
-        unready = {one for call, one in self.entering if call == room} if self.entering else ()
-        return self._kernel.broadcast(message, room, except_ids={client_id, *skip, *unready})
+        return self._kernel.broadcast(message, room, except_ids={client_id, *skip, *self.entering_in(room)})
+
+    def tell_here(self, call: str, message: dict[str, Any], skip: Collection[str] = ()) -> int:
+        """Send to this node's members of a call but for ``skip``; return to how many. May stall as ``broadcast``."""
+        hub = self._kernel.hub
+        return hub.deliver_to(hub.rooms.each_member(call), hub.outbound(message, room=call), skip)
+
+    def entering_in(self, call: str) -> set[str]:
+        """Return who does not know yet who is in a call, and so is not told what goes on there."""
+        return {one for where, one in self.entering if where == call} if self.entering else set()
 
     def send_held(self, several: Iterable[Held]) -> None:
         """Send candidates that waited, in order. Parks while their receiver's outbox is crowded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -351,6 +351,39 @@ class Calls:
     def _say_bye(self, call: str, client_id: str, **words: Any) -> None:
         payload = {"room": self._rooms.name(call), "from": client_id, **words}
         self._rooms.tell_others(call, {"type": self._rooms.event("bye"), "payload": payload}, client_id)
+
+    # Of other nodes ------------------------------------------------------------------------------------
+
+    def lost(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client of another node is gone with its node: have this node's clients told. Never waits."""
+        self._submit_for(self._tell_lost, client_id, rooms)
+
+    def found(self, client_id: str, rooms: Collection[str]) -> None:
+        """A client was in calls before its node was known: have this node's clients told. Never waits."""
+        self._submit_for(self._tell_found, client_id, rooms)
+
+    def _submit_for(self, tell: Callable[[str, str], None], client_id: str, rooms: Collection[str]) -> None:
+        for call in self._rooms.calls_among(rooms):
+            self._kernel.hub.workers.submit(partial(tell, call, client_id))
+
+    def _tell_lost(self, call: str, client_id: str) -> None:
+        self.counters["ended_with_their_node"] += 1
+        payload = {"room": self._rooms.name(call), "from": client_id, "reason": "lost"}
+        message = {"type": self._rooms.event("bye"), "payload": payload}
+        self._rooms.tell_here(call, message, self._rooms.entering_in(call))
+
+    def _tell_found(self, call: str, client_id: str) -> None:
+        if not self._rooms.contains(call, client_id):
+            return  # it has left meanwhile
+        self.counters["found_with_their_node"] += 1
+        room, unready = self._rooms.name(call), self._rooms.entering_in(call)
+        here = set(self._kernel.rooms.members(call, scope="local")) - unready
+        for polite in (True, False):
+            told = {one for one in here if (one < client_id) is polite}
+            if told:
+                payload = {"room": room, **self._peer(client_id, next(iter(told)), call)}
+                message = {"type": self._rooms.event("peer-joined"), "payload": payload}
+                self._rooms.tell_here(call, message, unready | (here - told))
 
     def expire(self, now: float) -> None:
         """Give up the places whose time has come."""

@@ -14,10 +14,10 @@ from typing import Any
 import gevent
 
 from realtime.connection import Context
-from realtime.errors import CallFailed, ConnectionClosed, TimedOut, UnknownClient
+from realtime.errors import CallFailed, ConnectionClosed, NotConfirmed, TimedOut, UnknownClient
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
-from realtime.testing.peers import wait_until
+from realtime.testing.peers import PATIENCE, wait_until
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
 from realtime.transports.memory import MemoryTransport
@@ -41,6 +41,7 @@ class ClusterNodeUnderTest:
 
     def _register(self) -> None:
         kernel = self.kernel
+        kernel.rooms.configure("kept:*", join=True, history=50, recover=True)
 
         @kernel.on("join")
         def join(message: Message, context: Context, toolkit: Toolkit) -> None:
@@ -53,7 +54,7 @@ class ClusterNodeUnderTest:
         @kernel.on("ask")
         def ask(message: Message, context: Context, toolkit: Toolkit) -> Any:
             assert isinstance(message.target, str)
-            return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=5)
+            return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=PATIENCE)
 
 
 class ClusterConformance:
@@ -128,12 +129,13 @@ class ClusterConformance:
             members = [node.connect() for node in nodes]
             outsider = nodes[1].connect()
             self._join(nodes, "tea", *zip(nodes, members, strict=True))
-            assert members[0].call("say", "hello", room="tea") == 2
+            assert members[0].call("say", "hello", room="tea", timeout=PATIENCE) == 2
             for member in members[1:]:
-                message = member.receive()
+                message = member.receive(PATIENCE)
                 assert (message["type"], message["payload"], message["room"]) == ("said", "hello", "tea")
             for client in (*members, outsider):
-                assert client.call("say", room="nobody is here") == 0  # and nothing came before this answer
+                # and nothing came before this answer
+                assert client.call("say", room="nobody is here", timeout=PATIENCE) == 0
 
     def test_messages_of_one_sender_arrive_in_order(self) -> None:
         with self.cluster() as nodes:
@@ -141,7 +143,7 @@ class ClusterConformance:
             self._join(nodes, "tea", (nodes[0], sender), (nodes[1], receiver))
             for number in range(500):
                 sender.send({"type": "say", "room": "tea", "payload": number})
-            assert [receiver.receive()["payload"] for _ in range(500)] == list(range(500))
+            assert [receiver.receive(PATIENCE)["payload"] for _ in range(500)] == list(range(500))
 
     def test_excepted_clients_are_left_out_wherever_they_are(self) -> None:
         with self.cluster() as nodes:
@@ -149,9 +151,9 @@ class ClusterConformance:
             self._join(nodes, "tea", (nodes[0], here), (nodes[1], there), (nodes[1], third))
             count = nodes[0].kernel.broadcast({"type": "news"}, "tea", except_ids=[here.id, there.id])
             assert count == 1
-            assert third.receive()["type"] == "news"
+            assert third.receive(PATIENCE)["type"] == "news"
             nodes[1].kernel.send(there.id, {"type": "after"})
-            assert there.receive()["type"] == "after"
+            assert there.receive(PATIENCE)["type"] == "after"
 
     def test_a_broadcast_to_all_reaches_every_client(self) -> None:
         with self.cluster() as nodes:
@@ -159,7 +161,7 @@ class ClusterConformance:
             self._know(nodes, 2)
             assert nodes[1].kernel.broadcast({"type": "news"}) == 2
             for client in clients:
-                assert client.receive()["type"] == "news"
+                assert client.receive(PATIENCE)["type"] == "news"
 
     def test_a_filter_sees_clients_of_other_nodes(self) -> None:
         with self.cluster() as nodes:
@@ -171,10 +173,10 @@ class ClusterConformance:
             def rally(message: Message, context: Context, toolkit: Toolkit) -> int:
                 return toolkit.broadcast({"type": "rally"}, lambda one: one.metadata.get("team") == "red")
 
-            assert sender.call("rally") == 1
-            assert wanted.receive()["type"] == "rally"
+            assert sender.call("rally", timeout=PATIENCE) == 1
+            assert wanted.receive(PATIENCE)["type"] == "rally"
             nodes[1].kernel.send(other.id, {"type": "after"})
-            assert other.receive()["type"] == "after"
+            assert other.receive(PATIENCE)["type"] == "after"
 
     def test_members_and_rooms_are_those_of_the_cluster_or_of_this_node(self) -> None:
         with self.cluster() as nodes:
@@ -207,7 +209,7 @@ class ClusterConformance:
             self._know(nodes, 3)
             for number, client in enumerate(clients):
                 nodes[0].kernel.send(client.id, {"type": "note", "payload": number})
-                assert client.receive()["payload"] == number
+                assert client.receive(PATIENCE)["payload"] == number
             for unknown in ("nobody", ""):
                 try:
                     nodes[0].kernel.send(unknown, {"type": "note"})
@@ -219,20 +221,22 @@ class ClusterConformance:
         with self.cluster() as nodes:
             asker, asked = nodes[0].connect(), nodes[1].connect()
             self._know(nodes, 2)
-            waiting = gevent.spawn(asker.call, "ask", {"deep": [1, "two"]}, target=asked.id)
-            question = asked.receive()
+            waiting = gevent.spawn(
+                asker.call, "ask", {"deep": [1, "two"]}, target=asked.id, timeout=PATIENCE
+            )
+            question = asked.receive(PATIENCE)
             assert (question["type"], question["payload"]) == ("question", {"deep": [1, "two"]})
             asked.answer(question, {"yes": True})
-            assert waiting.get(timeout=5) == {"yes": True}
+            assert waiting.get(timeout=PATIENCE) == {"yes": True}
 
     def test_a_call_that_is_refused_or_never_answered_says_so(self) -> None:
         with self.cluster() as nodes:
             asked = nodes[1].connect()
             self._know(nodes, 1)
             kernel = nodes[0].kernel
-            waiting = gevent.spawn(self._outcome, kernel.call, asked.id, {"type": "question"}, timeout=5)
-            asked.refuse(asked.receive(), "no", code="busy")
-            failure = waiting.get(timeout=5)
+            waiting = gevent.spawn(self._outcome, kernel.call, asked.id, {"type": "question"}, timeout=PATIENCE)
+            asked.refuse(asked.receive(PATIENCE), "no", code="busy")
+            failure = waiting.get(timeout=PATIENCE)
             assert isinstance(failure, CallFailed), failure
             assert (failure.code, failure.message) == ("busy", "no")
             assert isinstance(self._outcome(kernel.call, asked.id, {"type": "question"}, timeout=0.05), TimedOut)
@@ -242,17 +246,18 @@ class ClusterConformance:
         with self.cluster() as nodes:
             asked = nodes[1].connect()
             self._know(nodes, 1)
-            waiting = gevent.spawn(self._outcome, nodes[0].kernel.call, asked.id, {"type": "question"}, timeout=5)
-            asked.receive()
+            call = nodes[0].kernel.call
+            waiting = gevent.spawn(self._outcome, call, asked.id, {"type": "question"}, timeout=PATIENCE)
+            asked.receive(PATIENCE)
             asked.kill()
-            assert isinstance(waiting.get(timeout=5), (ConnectionClosed, UnknownClient))
+            assert isinstance(waiting.get(timeout=PATIENCE), (ConnectionClosed, UnknownClient))
 
     def test_a_client_elsewhere_can_be_disconnected(self) -> None:
         with self.cluster() as nodes:
             there = nodes[1].connect()
             self._know(nodes, 1)
             nodes[0].kernel.disconnect(there.id, 4503, reason="not you")
-            assert there.wait_closed() == 4503
+            assert there.wait_closed(PATIENCE) == 4503
             assert there.close_reason == "not you"
 
     # Presence --------------------------------------------------------------------------------------------
@@ -306,6 +311,76 @@ class ClusterConformance:
                 ]
             assert nodes[0].kernel.broadcast({"type": "news"}, "tea") == 2
 
+    # Rooms that keep their history -------------------------------------------------------------------------
+
+    def test_who_moves_to_another_node_gets_what_it_missed_first_and_nothing_twice(self) -> None:
+        with self.cluster(3) as nodes:
+            sender, mover = nodes[0].connect(), nodes[1].connect()
+            stays = nodes[2].connect()
+            self._join(nodes, "kept:1", (nodes[0], sender), (nodes[1], mover), (nodes[2], stays))
+            for number in range(10):
+                sender.call("say", number, room="kept:1")
+                stays.call("say", f"also {number}", room="kept:1")
+            heard = [mover.receive() for _ in range(7)]
+            mover.kill()
+            for number in range(10, 20):
+                sender.call("say", number, room="kept:1")
+            again = nodes[2].connect()
+            result = again.call("system:join", {"since": heard[-1]["cursor"]}, room="kept:1")
+            assert (result["recovered"], result["more"]) == (True, False)  # what is on its way still comes after
+            sender.call("say", "new", room="kept:1")
+            heard += [again.receive() for _ in range(24)]
+            payloads = [message["payload"] for message in heard]
+            assert [one for one in payloads if isinstance(one, int)] == list(range(20))
+            assert [one for one in payloads if str(one).startswith("also")] == [f"also {n}" for n in range(10)]
+            assert payloads[-1] == "new"
+
+    def test_a_node_without_members_has_a_room_s_history_when_it_is_asked(self) -> None:
+        with self.cluster() as nodes:
+            sender = nodes[0].connect()
+            cursor = sender.call("system:join", room="kept:1")["cursor"]
+            for number in range(3):
+                sender.call("say", number, room="kept:1")
+            late = nodes[1].connect()
+            result = late.call("system:join", {"since": cursor}, room="kept:1")
+            assert (result["recovered"], result["replayed"]) == (True, 3)
+            page = late.call("system:history", {"limit": 2}, room="kept:1")
+            assert [message["payload"] for message in page["messages"]] == [1, 2]
+            assert [late.receive()["payload"] for _ in range(3)] == [0, 1, 2]
+            again = nodes[0].connect()
+            assert again.call("system:join", {"since": page["cursor"]}, room="kept:1")["replayed"] == 0
+
+    def test_what_a_node_that_vanished_had_told_is_still_kept_by_the_others(self) -> None:
+        with self.cluster(3) as nodes:
+            sender, other, third = (node.connect() for node in nodes)
+            self._join(nodes, "kept:1", (nodes[0], sender), (nodes[1], other), (nodes[2], third))
+            for number in range(5):
+                sender.call("say", number, room="kept:1")
+            heard = [other.receive() for _ in range(5)]
+            for _ in range(5):
+                third.receive()
+            self.vanish(nodes[0].joining)
+            back = nodes[2].connect()
+            result = back.call("system:join", {"since": heard[1]["cursor"]}, room="kept:1")
+            assert (result["recovered"], result["replayed"]) == (True, 3)
+            assert [back.receive()["payload"] for _ in range(3)] == [2, 3, 4]
+
+    def test_clients_that_are_gone_with_their_node_are_told_as_lost_once(self) -> None:
+        with self.cluster(3) as nodes:
+            here, quitter, lost = nodes[0].connect(), nodes[2].connect(), nodes[2].connect()
+            self._join(nodes, "tea", (nodes[0], here), (nodes[2], quitter), (nodes[2], lost))
+            told: list[tuple[str, list[str]]] = []
+            for node in nodes:
+                node.kernel.hub.on_lost.append(lambda client_id, rooms: told.append((client_id, list(rooms))))
+            quitter.close()
+            for node in nodes:
+                wait_until(lambda node=node: node.kernel.presence.list().total == 2)  # type: ignore[misc]
+            self.vanish(nodes[2].joining)
+            for node in nodes[:2]:
+                wait_until(lambda node=node: node.kernel.presence.get(lost.id) is None, 30)  # type: ignore[misc]
+            assert [one for one in told if one[0] != here.id] == [(lost.id, ["tea"])] * 2
+            assert told.count((here.id, ["tea"])) <= 1  # by the node that vanished: it has lost the others
+
     # Codecs, sizes, confirmation --------------------------------------------------------------------------
 
     def test_clients_of_both_codecs_get_the_same(self) -> None:
@@ -318,7 +393,7 @@ class ClusterConformance:
             payload = {"number": 2**63, "text": "ümläut \U0001f600", "nested": [None, True, 1.5]}
             assert nodes[0].kernel.broadcast({"type": "news", "payload": payload}, "tea") == 3
             for _, client in everybody:
-                assert client.receive()["payload"] == payload
+                assert client.receive(PATIENCE)["payload"] == payload
 
     def test_a_large_message_crosses_whole(self) -> None:
         with self.cluster() as nodes:
@@ -326,14 +401,25 @@ class ClusterConformance:
             self._join(nodes, "tea", (nodes[0], sender), (nodes[1], receiver))
             text = "x" * 900_000
             sender.send({"type": "say", "room": "tea", "payload": text})
-            assert receiver.receive()["payload"] == text
+            assert receiver.receive(PATIENCE)["payload"] == text
 
     def test_a_confirmed_broadcast_has_been_delivered_when_it_returns(self) -> None:
         with self.cluster(3) as nodes:
             clients = [node.connect() for node in nodes]
             self._join(nodes, "tea", *zip(nodes, clients, strict=True))
-            assert nodes[0].kernel.broadcast({"type": "news"}, "tea", confirm=True, timeout=5) == 3
-            assert nodes[0].kernel.broadcast({"type": "news"}, "nobody is here", confirm=True, timeout=5) == 0
+            assert nodes[0].kernel.broadcast({"type": "news"}, "tea", confirm=True, timeout=PATIENCE) == 3
+            assert nodes[0].kernel.broadcast({"type": "news"}, "nobody is here", confirm=True, timeout=PATIENCE) == 0
+
+    def test_a_node_that_does_not_confirm_is_named(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            self._join(nodes, "tea", *zip(nodes, clients, strict=True))
+            self.vanish(nodes[2].joining)
+            failure = self._outcome(nodes[0].kernel.broadcast, {"type": "news"}, "tea", confirm=True, timeout=0.5)
+            assert isinstance(failure, NotConfirmed), failure
+            assert len(failure.nodes) == 1
+            assert failure.delivered == 1
+            assert clients[1].receive(PATIENCE)["type"] == "news"
 
     # Helpers ---------------------------------------------------------------------------------------------
 
@@ -357,6 +443,6 @@ class ClusterConformance:
     ) -> None:
         """Put clients into a room, and wait until every node knows."""
         for _, client in members:
-            client.call("join", room=room)
+            client.call("join", room=room, timeout=PATIENCE)
         for node in nodes:
             wait_until(lambda node=node: len(node.kernel.rooms.members(room)) == len(members))  # type: ignore[misc]

@@ -44,11 +44,15 @@ class TransportConformance(SlowReaderTests):
     def make_client(self, transport: Transport) -> ConformanceClient:
         """Return a new client, connected to the transport."""
 
+    def make_kernel(self, transport: Transport, **options: Any) -> RealtimeKernel:
+        """Return a new kernel with this transport."""
+        return RealtimeKernel([transport], **options)
+
     @contextmanager
     def serving(self, **options: Any) -> Iterator[Serving]:
         """Run a kernel with the handlers below for the length of a ``with`` block, then take it all down."""
         transport = self.make_transport()
-        kernel = RealtimeKernel([transport], **options)
+        kernel = self.make_kernel(transport, **options)
         serving = Serving(kernel, transport, lambda: self.make_client(transport))
         kernel.start()
         try:

@@ -26,10 +26,11 @@ from typing import Any
 
 from realtime.config import MeshOptions
 from realtime.errors import MeshError
-from realtime.protocols.mesh import Authenticated, ByeReceived, Hello, MeshProtocol, Reason, Role
+from realtime.protocols.mesh import MeshProtocol
 from realtime.protocols.mesh_actions import Action, DeliverToRoom, Dial, EndLink, RunCall, SendFrame
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_filters import Routes
+from realtime.protocols.mesh_handshake import LIVELY, Authenticated, ByeReceived, Hello, Reason, Role
 
 __all__ = ["MeshNetwork", "NetworkNode"]
 
@@ -68,6 +69,8 @@ class NetworkNode:
     clients: dict[str, dict[str, None]] = field(default_factory=dict)
     """Its own clients, each with its rooms in the order it joined them."""
     tick_at: float = float("inf")
+    user: Callable[[Action], None] | None = None
+    """Takes what else would be put into ``told``, and does what is to be done for clients."""
 
     def come(self, client: str, *, codec: str = "json", metadata: Mapping[str, Any] | None = None) -> None:
         """A client connects to this node."""
@@ -223,6 +226,11 @@ class MeshNetwork:
         for node in list(self.nodes.values()):
             self._settle(node)
 
+    @property
+    def next_event(self) -> float | None:
+        """When the next thing happens; None if nothing will."""
+        return self._events[0][0] if self._events else None
+
     def _at(self, time: float, happen: Callable[[], None]) -> None:
         heappush(self._events, (time, next(self._numbers), happen))
 
@@ -265,6 +273,8 @@ class MeshNetwork:
             if link is not None:
                 self._write(node, link, link.ends[node.id].bye(action.reason, action.details))
                 self._close(node, link)
+        elif node.user is not None:
+            node.user(action)
         else:
             node.told.append(action)
             if isinstance(action, DeliverToRoom) and action.confirm is not None:
@@ -305,6 +315,9 @@ class MeshNetwork:
         }
         self._talk(ends[dialler.id], ends[listener.id])
         decider, other = sorted((dialler, listener), key=lambda node: node.id)
+        if self._is_taken(decider, other) or self._is_taken(other, decider):
+            self._dial_ended(dialler, listener.id, Reason.NODE_ID)
+            return
         if self._is_duplicate(decider, other):
             self._dial_ended(dialler, listener.id, Reason.DUPLICATE)
             return
@@ -329,6 +342,17 @@ class MeshNetwork:
             and current.ends[other.id].hello.instance == other.instance
             and silence is not None
             and silence <= self.options.suspect
+        )
+
+    def _is_taken(self, node: NetworkNode, other: NetworkNode) -> bool:
+        """Whether a node hears another instance of the other one's id."""
+        current = node.links.get(other.id)
+        silence = node.core.silence(other.id, self.now)
+        return (
+            current is not None
+            and current.ends[other.id].hello.instance != other.instance
+            and silence is not None
+            and silence <= LIVELY * self.options.ping
         )
 
     def _hello(self, node: NetworkNode) -> Hello:

@@ -34,6 +34,10 @@ class Transport(ABC):
     name = "custom"
     """Shown in ``kernel.stats()``."""
 
+    joins_nodes = False
+    """Whether it brings other nodes and no clients: such ones are started first, so that the first client finds the
+    cluster joined."""
+
     _hub: Hub | None = None
 
     @property

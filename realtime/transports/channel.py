@@ -29,7 +29,7 @@ from realtime.protocols.websocket import (
     WebSocketProtocol,
 )
 from realtime.transports.heartbeat import Heartbeats
-from realtime.transports.sockets import PlainSocket, bytes_queued, has_hung_up, say_goodbye, take_over
+from realtime.transports.sockets import LentTLS, PlainSocket, bytes_queued, has_hung_up, say_goodbye, take_over
 
 __all__ = ["Channel", "ChannelOwner"]
 
@@ -112,7 +112,7 @@ class Channel:
         heartbeats: Heartbeats,
     ) -> None:
         # gevent's socket waits by itself; here the loop tells when to read, so the plain one is enough
-        self._sock: Any = sock if isinstance(sock, gevent.ssl.SSLSocket) else take_over(sock)
+        self._sock: Any = sock if isinstance(sock, (gevent.ssl.SSLSocket, LentTLS)) else take_over(sock)
         self._sock.setblocking(False)
         self.protocol = protocol
         self._limits = limits
@@ -140,10 +140,11 @@ class Channel:
         self._on_end += (callback,)
 
     def attach(self, owner: ChannelOwner, outbox: Outbox, response: bytes) -> None:
-        """Know who the messages are for, and answer the handshake."""
+        """Know who the messages are for, and answer the handshake; empty: somebody has."""
         self._owner = owner
         self.outbox = outbox
-        outbox.put_first(response)
+        if response:
+            outbox.put_first(response)
         outbox.flush()  # before anything that answers what came with the request
 
     def begin(self, leftover: bytes) -> None:

@@ -108,7 +108,7 @@ class HttpServer:
 
     :param path: where WebSockets connect, exactly; None for every path: then
         ``app`` gets the requests that ask for no WebSocket.
-    :param upgrade: see :data:`Upgrade`.
+    :param upgrade: see :data:`Upgrade`; None if ``app`` gets every request, and upgrades by ``TAKE_OVER``.
     :param app: the WSGI application that answers every other path; 404 without one.
     :param files: paths that are answered before any of these, each by a WSGI application of its own.
     :param limits: ``before_authentication`` bounds a request head, ``handshake`` how long one may take,
@@ -127,7 +127,7 @@ class HttpServer:
         host: str,
         port: int,
         path: str | None,
-        upgrade: Upgrade,
+        upgrade: Upgrade | None,
         app: WSGIApplication | None = None,
         files: Mapping[str, WSGIApplication] | None = None,
         tls: TLSOptions | None = None,
@@ -345,6 +345,8 @@ class HttpServer:
                 return None
 
     def _is_endpoint(self, request: Request) -> bool:
+        if self._upgrade is None:
+            return False
         if self._path is not None:
             return request.path == self._path
         return self._app is None or _wants_upgrade(request)
@@ -356,9 +358,8 @@ class HttpServer:
             raise HandshakeError(405, "A WebSocket endpoint answers GET only.", {"Allow": "GET"})
         if not _wants_upgrade(request):
             raise self._upgrade_required(request)
-        if "transfer-encoding" in request.headers or int(request.headers.get("content-length", "0")):
-            raise HandshakeError(400, "A WebSocket handshake has no body.")
         assert connection.sock is not None
+        assert self._upgrade is not None
         try:
             self._upgrade(request, connection.sock, connection.source.take())
         except HandshakeError:
@@ -395,6 +396,9 @@ class HttpServer:
         )
         keep = exchange.run()
         self._counters["app_failures"] += exchange.failed
+        if exchange.taken:
+            connection.sock = None  # it has another owner now
+            self._counters["upgrades"] += 1
         return keep
 
     def _refuse(self, connection: _Connection, error: HandshakeError, *, head_only: bool = False) -> None:

@@ -13,27 +13,12 @@ from uuid import uuid4
 
 from realtime.cluster_node import LocalNode
 from realtime.config import MeshOptions
-from realtime.errors import BadMessage, ConfigurationError, MessageTooBig, UnknownClient
+from realtime.errors import ConfigurationError, MessageTooBig, UnknownClient
 from realtime.message import Wire
-from realtime.protocols.mesh import NAME_LENGTH, Hello
-from realtime.protocols.mesh_actions import (
-    Action,
-    CallAnswered,
-    CallLost,
-    ClientCame,
-    ClientWent,
-    Confirmed,
-    ConfirmFailed,
-    Gap,
-    MeshEvent,
-    NodeJoined,
-    NodeLeft,
-    NodeRefuted,
-    NodeSuspect,
-)
-from realtime.protocols.mesh_codec import HANDLER_FAILED, MESH_EVENTS
+from realtime.protocols.mesh_codec import MESH_EVENTS
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_filters import RouteFilter, Routes
+from realtime.protocols.mesh_handshake import NAME_LENGTH, Hello
 from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.transports.base import Transport
@@ -41,8 +26,9 @@ from realtime.transports.listener import Listener
 from realtime.transports.mesh_cluster import MeshCluster
 from realtime.transports.mesh_dial import MeshAddress, is_loopback, parse_address
 from realtime.transports.mesh_discovery import UnixDirectory, parse_discover
-from realtime.transports.mesh_engine import Engine, News
+from realtime.transports.mesh_engine import Engine
 from realtime.transports.mesh_links import Links
+from realtime.transports.mesh_news import NodeNews
 from realtime.transports.mesh_node import Node, NodeConnection
 from realtime.transports.mesh_tls import MeshTLS
 
@@ -50,11 +36,7 @@ __all__ = ["PeerMeshTransport"]
 
 log = logging.getLogger("realtime.mesh")
 
-CLIENT_CONNECTED = "mesh:client-connected"
-CLIENT_DISCONNECTED = "mesh:client-disconnected"
-
-
-class PeerMeshTransport(Transport, News):
+class PeerMeshTransport(Transport):
     """Makes any number of nodes one kernel, with nothing else installed: each listens, and connects to the others.
 
     A broadcast to a room reaches its members on every node, ``send``, ``call`` and ``disconnect`` reach a client
@@ -88,8 +70,9 @@ class PeerMeshTransport(Transport, News):
     :param discover: ``"unix:/directory"``: nodes of this machine find each other through sockets in a directory of
         mode 0700, with no ports to agree on.
     :param advertise: ``"host:port"`` at which others reach this node, if not at ``host`` and ``port``.
-    :param forward: patterns (``fnmatch``): only messages whose event or room fits one go to other nodes.
-    :param drop: patterns: messages whose event or room fits one do not.
+    :param forward: patterns (``fnmatch``): only broadcasts whose event or room fits one go to other nodes. What is for
+        one client, and events of nodes, always do.
+    :param drop: patterns: broadcasts whose event or room fits one do not.
     :param routes: for some nodes further filters, by a pattern of node ids: ``{"edge-*": RouteFilter(("chat:*",))}``.
     :param insecure: listen beyond loopback without a secret or TLS.
     :param options: times and sizes.
@@ -100,6 +83,7 @@ class PeerMeshTransport(Transport, News):
     """
 
     name = "mesh"
+    joins_nodes = True
 
     def __init__(
         self,
@@ -142,7 +126,7 @@ class PeerMeshTransport(Transport, News):
         self._insecure = insecure
         self._wire = Wire(MESH_EVENTS, self._fitting)
         self._home = HomeThread()
-        self._nodes: dict[str, NodeConnection] = {}
+        self._news: NodeNews | None = None
         self._discovery: UnixDirectory | None = None
         self._unix: Listener | None = None
         self._engine: Engine | None = None
@@ -165,6 +149,16 @@ class PeerMeshTransport(Transport, News):
         host = self._listener.host
         return None if host in ("0.0.0.0", "::") else str(MeshAddress(host, self._listener.port))
 
+    def listen_at(self, *, port: int) -> None:
+        """Listen on another port from the next start on.
+
+        :raises ConfigurationError: no port; or the transport listens nowhere, or already.
+        """
+        if self._listener is None or self._engine is not None:
+            raise ConfigurationError(f"listen_at(port={port!r}): this mesh listens nowhere, or has started already")
+        self._listener = Listener(self._host, port, self._accepted, name="mesh", logger=log)
+        self._wanted_port = port
+
     # Use ---------------------------------------------------------------------------------------------
 
     @on_home_thread
@@ -172,7 +166,7 @@ class PeerMeshTransport(Transport, News):
         """Return the other nodes, by id."""
         if self._engine is None:
             return []
-        since = {id_: connection.connected_at for id_, connection in self._nodes.items()}
+        since = {id_: connection.connected_at for id_, connection in self._connections().items()}
         return [
             Node(
                 id=status.node,
@@ -193,7 +187,7 @@ class PeerMeshTransport(Transport, News):
         :raises MessageTooBig: larger than ``MeshOptions.message_size``.
         :raises BadMessage: not named ``mesh:*``, or a payload that cannot be encoded.
         """
-        connection = self._nodes.get(node_id)
+        connection = self._connections().get(node_id)
         if connection is None or connection.closed:
             raise UnknownClient(f"no node {node_id!r} is there")
         self.hub.deliver(connection, self.hub.outbound(message))
@@ -206,6 +200,9 @@ class PeerMeshTransport(Transport, News):
         """
         body = self.hub.outbound(message).finished(self._wire)
         return self._send_event(None, body)
+
+    def _connections(self) -> Mapping[str, NodeConnection]:
+        return self._news.nodes if self._news is not None else {}
 
     def _send_event(self, node: str | None, body: bytes) -> int:
         if self._engine is None:
@@ -242,7 +239,10 @@ class PeerMeshTransport(Transport, News):
     # Lifecycle ---------------------------------------------------------------------------------------
 
     def on_start(self) -> None:
-        """Listen, and begin to connect to the peers. Switches greenlets where ``host`` is a name.
+        """Listen, and begin to connect to the peers. Switches greenlets.
+
+        With ``discover`` it returns when the clients of the nodes in the directory are known, after
+        ``MeshOptions.meeting`` at most.
 
         :raises PortInUse: something else listens on the port.
         :raises ConfigurationError: others could reach the port and there is neither secret nor TLS; or the kernel is
@@ -260,8 +260,9 @@ class PeerMeshTransport(Transport, News):
             )
             self._unix.start()
         self._join()
-        where = " and ".join(filter(None, (self.address, self._discovery.address if self._discovery else None)))
-        log.info("mesh node %s of cluster %r listens at %s", self.node_id, self.cluster, where or "no address")
+        places = dict.fromkeys((self.address, self._discovery.address if self._discovery is not None else None))
+        where = " and ".join(filter(None, places)) or "no address"
+        log.info("mesh node %s of cluster %r listens at %s", self.node_id, self.cluster, where)
 
     def _refuse_to_be_open(self) -> None:
         if self._listener is None or self._secret or self._tls is not None or self._insecure:
@@ -286,8 +287,9 @@ class PeerMeshTransport(Transport, News):
             routes=self._routes,
         )
         local = LocalNode(hub)
-        engine = self._engine = Engine(core, local, self, hub.workers.submit)
-        seam = self._seam = MeshCluster(hub, self.node_id)
+        news = self._news = NodeNews(self.node_id, hub, self.options, self._wire, self._send_event, core.counters)
+        engine = self._engine = Engine(core, local, news, hub.workers.submit)
+        seam = self._seam = news.seam = MeshCluster(hub, self.node_id, news.awaiting)
         seam.engine = engine
 
         def hello(nonce: bytes) -> Hello:
@@ -295,7 +297,7 @@ class PeerMeshTransport(Transport, News):
 
         refused = self._discovery.refused if self._discovery is not None else _ignore
         links = Links(engine, hello, self._secret, self.options, self._tls, hub.flusher, core.counters, refused)
-        self._links = links
+        self._links = news.links = links
         hub.join_cluster(seam)
         for entry, codec in local.own_clients():
             seam.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec)
@@ -304,6 +306,7 @@ class PeerMeshTransport(Transport, News):
         engine.start(links)
         if self._discovery is not None:
             self._discovery.start()
+            engine.meet(tuple(self._discovery.others), self.options.meeting)
 
     def _accepted(self, sock: Any, address: tuple[Any, ...]) -> None:
         if self._links is None:
@@ -342,81 +345,10 @@ class PeerMeshTransport(Transport, News):
                 self._past[name] = self._past.get(name, 0) + value
         if self._discovery is not None:
             self._discovery.stop()
-        if any(connection.busy for connection in self._nodes.values()):
+        if any(connection.busy for connection in self._connections().values()):
             self.hub.workers.wait_quiet(self.options.farewell)  # handlers of mesh:left
-        self._nodes.clear()
-        self._engine = self._links = self._seam = self._discovery = self._unix = None
+        self._engine = self._news = self._links = self._seam = self._discovery = self._unix = None
         self._home.leave()
-
-    # News of the core ----------------------------------------------------------------------------------
-
-    def resolved(self, action: CallAnswered | CallLost | Confirmed | ConfirmFailed) -> None:
-        """Something that was asked has an end."""
-        if self._seam is not None:
-            self._seam.resolved(action)
-
-    def happened(self, action: Action) -> None:
-        """A node or a client of one came, changed or went, or a node sent an event."""
-        if isinstance(action, MeshEvent):
-            self._event_received(action)
-        elif isinstance(action, ClientWent):
-            if self._seam is not None:
-                self._seam.forget(action.client)
-            self._tell_of_client(CLIENT_DISCONNECTED, action)
-        elif isinstance(action, ClientCame):
-            self._tell_of_client(CLIENT_CONNECTED, action)
-        elif isinstance(action, NodeJoined):
-            connection = self._connection_of(action.node)
-            connection.joined()
-            log.info("node %s joined (%s)", action.node, action.address)
-            connection.tell("mesh:joined", address=action.address)
-        elif isinstance(action, NodeLeft):
-            connection = self._connection_of(action.node)
-            connection.left()
-            level = logging.INFO if action.reason == "leaving" else logging.WARNING
-            log.log(level, "node %s left: %s", action.node, action.reason)
-            connection.tell("mesh:left", reason=action.reason)
-        elif isinstance(action, NodeSuspect):
-            log.warning("node %s is suspect: nothing was heard of it for %g s", action.node, self.options.suspect)
-            self._connection_of(action.node).tell("mesh:suspect")
-        elif isinstance(action, NodeRefuted):
-            log.info("node %s is heard again", action.node)
-            self._connection_of(action.node).tell("mesh:recovered")
-        elif isinstance(action, Gap):
-            count = "an unknown number of" if action.count is None else action.count
-            way = {"out": "to", "in": "from"}[action.direction]
-            log.warning("%s frames %s node %s are lost; state is sent anew", count, way, action.node)
-
-    def _tell_of_client(self, event: str, action: ClientCame | ClientWent) -> None:
-        if self.hub.wants(event):
-            self._connection_of(action.node).tell(event, id=action.client)
-
-    def _connection_of(self, node: str) -> NodeConnection:
-        """Return the node's connection; forget nodes that are gone for good meanwhile."""
-        connection = self._nodes.get(node)
-        if connection is None:
-            assert self._links is not None
-            for id_ in [id_ for id_, known in self._nodes.items() if known.idle]:
-                del self._nodes[id_]
-            connection = NodeConnection(self.hub, node, self._wire, self._links, self._send_event)
-            self._nodes[node] = connection
-        return connection
-
-    def _event_received(self, action: MeshEvent) -> None:
-        assert self._engine is not None
-        counters = self._engine.core.counters
-        try:
-            message = MESH_EVENTS.decode(action.body)
-        except BadMessage as error:
-            counters["refused_bad_message"] += 1
-            log.warning("node %s sent what is no message: %s", action.node, error.message)
-            return
-        if message.type == HANDLER_FAILED:
-            counters["remote_failures"] += 1
-            log.warning("a handler on node %s failed: %s", action.node, message.payload)
-            return
-        counters["events_received"] += 1
-        self._connection_of(action.node).take(message)
 
 
 def _ignore(address: str) -> None:

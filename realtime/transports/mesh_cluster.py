@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any
 
@@ -64,12 +65,19 @@ class _Confirmation:
 
 
 class MeshCluster(Cluster):
-    """Belongs to one start of one node."""
+    """Belongs to one start of one node.
 
-    def __init__(self, hub: Hub, node_id: str) -> None:
+    :param awaiting: for the length of a ``with`` block, go on reading what these nodes say although their events are
+        handled too slowly: else answers would wait behind events whose handlers wait for answers.
+    """
+
+    def __init__(
+        self, hub: Hub, node_id: str, awaiting: Callable[[Iterable[str]], AbstractContextManager[None]]
+    ) -> None:
         self.engine: Engine
         self.node_id = node_id
         self._hub = hub
+        self._awaiting = awaiting
         self._tokens = itertools.count(1)
         self._questions: dict[int, AsyncResult[Any]] = {}
         self._asked: dict[int, Then] = {}
@@ -139,7 +147,14 @@ class MeshCluster(Cluster):
             return Published([], 0)
         bodies = {name: message.encoded(CODECS[name]) for name in codecs}
         published = core.publish(
-            room, message.type, bodies, except_ids, overflow=message.overflow, key=message.key, **confirm
+            room,
+            message.type,
+            bodies,
+            except_ids,
+            overflow=message.overflow,
+            key=message.key,
+            mark=message.mark,
+            **confirm,
         )
         self.engine.act()
         self._stall(published.nodes)
@@ -161,7 +176,7 @@ class MeshCluster(Cluster):
         try:
             published = self._publish(room, message, except_ids, confirm=token, deadline=monotonic() + timeout)
             confirmation.expect(published.nodes)
-            with self._hub.workers.parked():
+            with self._awaiting(published.nodes), self._hub.workers.parked():
                 confirmation.done.wait(timeout + GRACE)
         finally:
             del self._confirmations[token]
@@ -208,12 +223,14 @@ class MeshCluster(Cluster):
         token = next(self._tokens)
         answer: AsyncResult[Any] = AsyncResult()
         self._questions[token] = answer
+        core = self.engine.core
+        node = core.home(client_id)
         try:
             body = pack_question(operation, arguments)
-            if not self.engine.core.call(token, client_id, body, timeout=timeout + GRACE, now=monotonic()):
+            if node is None or not core.call(token, client_id, body, timeout=timeout + GRACE, now=monotonic()):
                 raise unknown_client(client_id)
             self.engine.act()
-            with self._hub.workers.parked():
+            with self._awaiting([node]), self._hub.workers.parked():
                 return answer.get()
         finally:
             del self._questions[token]
@@ -244,6 +261,25 @@ class MeshCluster(Cluster):
         if not self.engine.core.send_by(node, client_id, bodies, overflow=message.overflow, key=message.key):
             self._hub.counters["relayed_to_gone"] += 1
         self.engine.act()
+
+    def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
+        """Have every other node do something, and return the results of those that did it: parks this greenlet."""
+        core = self.engine.core
+        body = pack_question(operation, arguments)
+        answers: dict[int, AsyncResult[Any]] = {}
+        try:
+            for status in core.nodes():
+                token = next(self._tokens)
+                if core.call_node(token, status.node, body, timeout=timeout, now=monotonic()):
+                    answers[token] = self._questions[token] = AsyncResult()
+            self.engine.act()
+            with self._hub.workers.parked():
+                gevent.wait(list(answers.values()), timeout=timeout)
+            return [answer.value for answer in answers.values() if answer.successful()]
+        finally:
+            for token in answers:
+                del self._questions[token]
+                core.forget(token)
 
     # What became of it -----------------------------------------------------------------------------------
 

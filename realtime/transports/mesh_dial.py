@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import socket as stdlib_socket
+import struct
 from typing import Any, NamedTuple
 
 import gevent
@@ -14,14 +15,18 @@ import gevent.socket
 from realtime.errors import ConfigurationError
 from realtime.transports.mesh_tls import MeshTLS
 
-__all__ = ["MeshAddress", "connect", "is_loopback", "parse_address"]
+__all__ = ["MeshAddress", "connect", "is_loopback", "parse_address", "peer_address"]
 
 _SCHEME = "mesh://"
 UNIX = "unix:"
+_CREDENTIALS = struct.Struct("3i")  # process, user, group (unix(7))
 
 
 class MeshAddress(NamedTuple):
-    """Where a node listens: host and port, or the path of a Unix socket as ``host`` and no port."""
+    """Where a node listens: host and port, or the path of a Unix socket as ``host`` and no port.
+
+    Who connects to a Unix socket has no address: then it is ``"/"`` and the number of its process.
+    """
 
     host: str
     port: int
@@ -33,7 +38,7 @@ class MeshAddress(NamedTuple):
 
     def __str__(self) -> str:
         if self.is_unix:
-            return f"{UNIX}{self.host}"
+            return f"process {self.port}" if self.port else f"{UNIX}{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -63,6 +68,19 @@ def parse_address(value: object, option: str = "peers") -> MeshAddress:
             "or 'unix:/path'"
         )
     return MeshAddress(host, port)
+
+
+def peer_address(sock: Any, address: tuple[Any, ...]) -> MeshAddress:
+    """Return who is at the other end of a connection that was accepted.
+
+    :param address: what ``accept`` told.
+    """
+    if sock.family != stdlib_socket.AF_UNIX:
+        return MeshAddress(str(address[0]), int(address[1]))
+    if not hasattr(stdlib_socket, "SO_PEERCRED"):
+        return MeshAddress("/", 0)
+    credentials = sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PEERCRED, _CREDENTIALS.size)
+    return MeshAddress("/", _CREDENTIALS.unpack(credentials)[0])
 
 
 def is_loopback(host: str) -> bool:

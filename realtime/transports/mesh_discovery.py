@@ -7,7 +7,7 @@ import os
 import secrets
 import socket as stdlib_socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import gevent
@@ -74,6 +74,11 @@ class UnixDirectory:
     def address(self) -> str:
         """Where other nodes of this machine reach this one."""
         return f"{UNIX}{self.path}"
+
+    @property
+    def others(self) -> Collection[str]:
+        """The addresses of the other nodes' sockets that are there."""
+        return self._known
 
     def listen(self) -> stdlib_socket.socket:
         """Return the listening socket. Raises ConfigurationError."""

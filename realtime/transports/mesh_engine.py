@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -14,13 +14,14 @@ from gevent.event import Event
 
 from realtime.cluster import ClusterNode
 from realtime.errors import BadMessage, MessageTooBig
-from realtime.message import Outbound
+from realtime.message import Mark, Outbound
 from realtime.outbox import Outbox
-from realtime.protocols.mesh import Hello
 from realtime.protocols.mesh_actions import (
     Action,
     CallAnswered,
     CallLost,
+    ClientFound,
+    ClientLost,
     ClientMoved,
     Confirmed,
     ConfirmFailed,
@@ -34,6 +35,7 @@ from realtime.protocols.mesh_actions import (
 from realtime.protocols.mesh_calls import pack_failure, pack_result, unpack_question
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_frames import SessionEvent
+from realtime.protocols.mesh_handshake import Hello
 from realtime.transports.mesh_links import Links, LinkUser
 
 __all__ = ["Engine", "News"]
@@ -41,6 +43,7 @@ __all__ = ["Engine", "News"]
 log = logging.getLogger("realtime.mesh")
 
 STOPPING = 1.0  # seconds for the clock's greenlet to end
+_MEETING = 0.005  # seconds between two looks whether the others are known: once at each start
 
 
 class News(Protocol):
@@ -87,6 +90,8 @@ class Engine(LinkUser):
             ClientMoved: lambda action: node.client_appeared(action.client, action.node),
             CallAnswered: news.resolved,
             CallLost: news.resolved,
+            ClientFound: lambda action: node.client_found(action.client, action.rooms),
+            ClientLost: lambda action: node.client_lost(action.client, action.rooms),
             Confirmed: news.resolved,
             ConfirmFailed: news.resolved,
         }
@@ -121,6 +126,12 @@ class Engine(LinkUser):
                 self._wake.wait(wait)
             else:
                 gevent.sleep(0)  # whatever is due, others run in between
+
+    def meet(self, addresses: Collection[str], timeout: float) -> None:
+        """Wait until the clients of the nodes at these seeds are known, as far as there are any. Switches."""
+        deadline = monotonic() + timeout
+        while not all(map(self.core.is_settled, addresses)) and monotonic() < deadline:
+            gevent.sleep(_MEETING)
 
     # Actions -------------------------------------------------------------------------------------------
 
@@ -234,7 +245,8 @@ class Engine(LinkUser):
     def _deliver(self, action: Action) -> None:
         try:
             if isinstance(action, DeliverToRoom):
-                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key)
+                mark = Mark(*action.mark) if action.mark is not None else None
+                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key, mark=mark)
                 count = self._node.deliver_to_room(action.room, message, action.except_ids)
                 if action.confirm is not None:
                     self.core.delivered(action.origin, action.confirm, count)

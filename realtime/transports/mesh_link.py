@@ -15,18 +15,9 @@ from gevent.event import Event
 from realtime.config import KiB, Limits, MeshOptions
 from realtime.errors import MeshError
 from realtime.outbox import Flusher, Outbox
-from realtime.protocols.mesh import (
-    Authenticated,
-    ByeReceived,
-    Hello,
-    LinkEvent,
-    LinkStarted,
-    MeshProtocol,
-    Reason,
-    Role,
-    State,
-)
+from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_frames import SessionEvent
+from realtime.protocols.mesh_handshake import Authenticated, ByeReceived, Hello, LinkEvent, LinkStarted, Reason, Role
 from realtime.transports.mesh_dial import MeshAddress
 from realtime.transports.sockets import PlainSocket, say_goodbye, take_over
 
@@ -47,7 +38,10 @@ class LinkOwner(Protocol):
     """Who a link belongs to. Only ``settle`` may wait."""
 
     def authenticated(self, link: Link) -> str | None:
-        """The peer has proved itself: return None, or the Reason not to start, which counts if it is up to us."""
+        """The peer has proved itself: return None, or the Reason not to start, which counts if it is up to us.
+
+        ``NODE_ID``, another node that lives has this id, always counts.
+        """
 
     def started(self, link: Link) -> None:
         """The link is open: the outbox takes frames."""
@@ -187,12 +181,11 @@ class Link:
     def _handle(self, event: LinkEvent) -> None:
         if isinstance(event, Authenticated):
             refusal = self._owner.authenticated(self)
-            if self.protocol.decides:
-                if refusal is None:
-                    self.protocol.start()
-                    self._started()
-                else:
-                    self.part(refusal)
+            if refusal == Reason.NODE_ID or (refusal is not None and self.protocol.decides):
+                self.part(refusal)
+            elif self.protocol.decides:
+                self.protocol.start()
+                self._started()
         elif isinstance(event, LinkStarted):
             self._started()
         elif isinstance(event, ByeReceived):

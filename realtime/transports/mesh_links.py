@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
-import gevent.socket
 from gevent.pool import Group
 
 from realtime.config import MeshOptions
 from realtime.errors import ConfigurationError
 from realtime.outbox import Flusher
-from realtime.protocols.mesh import Hello, MeshProtocol, Reason, Role
+from realtime.protocols.mesh import MeshProtocol
 from realtime.protocols.mesh_frames import SessionEvent
-from realtime.transports.mesh_dial import MeshAddress, connect, parse_address
+from realtime.protocols.mesh_handshake import LIVELY, Hello, Reason, Role
+from realtime.transports.mesh_dial import MeshAddress, connect, parse_address, peer_address
 from realtime.transports.mesh_link import Link
 from realtime.transports.mesh_tls import MeshTLS
 
@@ -121,9 +121,8 @@ class Links:
             self._counters["refused_busy"] += 1
             sock.close()
             return
-        is_unix = sock.family == gevent.socket.AF_UNIX
-        peer = MeshAddress("/", 0) if is_unix else MeshAddress(str(address[0]), int(address[1]))
-        self._greenlets.spawn(self._serve_stranger, sock, peer, encrypted=self._tls is not None and not is_unix)
+        peer = peer_address(sock, address)
+        self._greenlets.spawn(self._serve_stranger, sock, peer, encrypted=self._tls is not None and not peer.is_unix)
 
     def _serve_stranger(self, sock: Any, address: MeshAddress, *, encrypted: bool) -> None:
         if encrypted:
@@ -198,11 +197,13 @@ class Links:
         if self.stopping:
             return Reason.LEAVING
         current = self._open.get(link.peer.node)
-        if current is not None and current.peer.instance == link.peer.instance:
-            silence = self._user.silence(link.peer.node)
-            if silence is not None and silence <= self._options.suspect:
-                return Reason.DUPLICATE
-        return None
+        silence = self._user.silence(link.peer.node) if current is not None else None
+        if current is None or silence is None:
+            return None
+        if current.peer.instance == link.peer.instance:
+            return Reason.DUPLICATE if silence <= self._options.suspect else None
+        # a node that was started anew is silent on its old link, if its system has not ended that already
+        return Reason.NODE_ID if silence <= LIVELY * self._options.ping else None
 
     def started(self, link: Link) -> None:
         """The one link to a node: an older one to it is void."""
@@ -212,7 +213,7 @@ class Links:
         if current is not None:
             restarted = current.peer.instance != link.peer.instance
             if restarted:
-                log.warning("node %s was started anew, or its id was given twice", node)
+                log.warning("node %s was started anew", node)
             current.part(Reason.REPLACED, "restarted" if restarted else "linked anew")
         log.info("linked with node %s (%s %s)", node, "dialled" if link.dialled else "accepted", link.address)
         self._user.link_started(link.peer, self._addresses.get(link.protocol.hello.nonce))

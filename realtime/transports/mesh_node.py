@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from realtime.config import MiB
 from realtime.connection import Connection
 from realtime.hub import Hub
 from realtime.message import Message, Wire
@@ -14,6 +15,9 @@ from realtime.outbox import Outbox
 from realtime.transports.mesh_links import Links
 
 __all__ = ["Node", "NodeConnection"]
+
+MOST_EVENTS = 16_384  # of a node that wait for its handlers while an answer of the node is waited for
+MOST_EVENT_BYTES = 16 * MiB
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class NodeConnection(Connection):
     :param send: sends the body of an event to the node.
     """
 
-    __slots__ = ("_hub", "_links", "_send")
+    __slots__ = ("_hub", "_links", "_questions", "_send")
 
     transport = "mesh"
 
@@ -52,30 +56,57 @@ class NodeConnection(Connection):
         self._hub = hub
         self._links = links
         self._send = send
+        self._questions = 0
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody here waits for an answer of the node, which comes behind what it has sent before."""
+        return self._questions > 0 or super().is_awaited
+
+    def asked(self) -> None:
+        """Somebody waits for an answer of the node: read on, even if its handlers are busy. ``answered`` follows."""
+        self._questions += 1
+        self._hub.resume_if_room(self)
+
+    def answered(self) -> None:
+        """One waits no longer."""
+        self._questions -= 1
 
     def joined(self) -> None:
         """The node is there, again perhaps."""
         self.connected_at = time.time()
         self.closed = False
         link = self._links.get(self.id)
-        self.remote_address = link.address.host if link is not None else None
+        self.remote_address = link.address.host if link is not None and not link.address.is_unix else None
 
     def left(self) -> None:
         """The node has left."""
         self.closed = True
 
     def tell(self, event: str, **payload: Any) -> None:
-        """Put an event of our own in line with what the node sent."""
+        """Put an event of our own in line with what the node sent, and stop reading where far too many wait."""
         self._hub.receive_event(self, Message(event, {"node": self.id, **payload}))
+        self._pause_if_full(self._hub.limits.inbox_while_waiting)
 
-    def take(self, message: Message) -> None:
-        """Put an event of the node in line, and stop reading where that fills the inbox."""
-        self._hub.receive_event(self, message)
-        limits = self._hub.limits
-        most = limits.inbox_while_waiting if self.is_awaited else limits.inbox
-        if len(self.inbox) >= most and not self.paused:
+    def take(self, message: Message, size: int) -> bool:
+        """Put an event of the node in line, and stop reading where that fills the inbox.
+
+        What was read before reading stopped is kept: ``RECEIVE`` bytes more. False if the event is refused, because
+        far too many wait, as reading had to go on.
+
+        :param size: bytes of the event.
+        """
+        if len(self.inbox) >= MOST_EVENTS or self.inbox_bytes >= MOST_EVENT_BYTES:
+            return False
+        self._hub.receive_event(self, message, size)
+        self._pause_if_full(self._hub.limits.inbox)
+        return True
+
+    def _pause_if_full(self, most: int) -> None:
+        full = len(self.inbox) >= most or self.inbox_bytes >= self._hub.limits.inbox_bytes
+        if full and not self.is_awaited:
             self.paused = True
-            self.pause_reading()
+            self.pause_reading()  # each time: the link may be another than the one that was paused
 
     @property
     def idle(self) -> bool:

@@ -31,7 +31,8 @@ from realtime.protocols.http import Request
 from realtime.routing import check_function
 from realtime.transports.channel import Channel
 from realtime.transports.http import TLSOptions
-from realtime.transports.server import Authenticate, Opening, ServerOptions, WebSocketServer
+from realtime.transports.server import ServerOptions, WebSocketServer
+from realtime.transports.upgrades import Authenticate, Opening
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

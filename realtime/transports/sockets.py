@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import select
 import socket as stdlib_socket
+import ssl
 import sys
 import termios
 from typing import Any
 
 from gevent.monkey import get_original
 
-__all__ = ["PlainSocket", "bytes_queued", "has_hung_up", "say_goodbye", "take_over"]
+__all__ = ["LentTLS", "PlainSocket", "bytes_queued", "has_hung_up", "say_goodbye", "take_over"]
 
 PlainSocket: type[stdlib_socket.socket] = get_original("socket", "socket")
 _new_poller = get_original("select", "poll")
@@ -39,6 +40,28 @@ def say_goodbye(sock: Any) -> None:
         sock.unwrap()
     except (OSError, ValueError):
         pass
+
+
+class LentTLS:
+    """A TLS socket, gevent's or of the ``ssl`` module, whose owner lends it: closing it ends the connection and leaves
+    the object, with its descriptor, to the owner."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self._sock = sock
+        self.fileno = sock.fileno
+        self.pending = sock.pending
+        self.recv = sock.recv
+        self.send = sock.send
+        self.setblocking = sock.setblocking
+        self.shutdown = sock.shutdown
+        self.unwrap = sock.unwrap
+
+    def close(self) -> None:
+        """End the connection."""
+        try:
+            self.shutdown(stdlib_socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended
 
 
 def take_over(sock: Any) -> stdlib_socket.socket:

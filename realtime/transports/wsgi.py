@@ -23,7 +23,11 @@ from greenlet import GreenletExit
 
 from realtime.protocols.http import Request, render_response
 
-__all__ = ["BodyFault", "Exchange", "InputBuffer", "WSGIApplication", "base_environ"]
+__all__ = ["TAKE_OVER", "BodyFault", "Exchange", "InputBuffer", "WSGIApplication", "base_environ"]
+
+TAKE_OVER = "realtime.take_over"
+"""In the environ: a function by which the application takes the connection over, for a protocol of its own. It returns
+the socket and what was received after the request's head. The application then answers nothing and returns ``()``."""
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 """Any WSGI application (PEP 3333): ``app(environ, start_response)`` returns the pieces of the body."""
@@ -232,11 +236,13 @@ class Exchange(WSGIHandler):
         asked = [option.strip().lower() for option in request.headers.get("connection", "").split(",")]
         self.close_connection = not keep or request.version == "HTTP/1.0" or "close" in asked
         self._logger = logger
+        self._source = source
         self._body = _RawBody(sock, source, request)
         self._sent = 0
         self._held: bytearray | None = None
         self._client_gone = False
         self.failed = False  # True once the application has raised
+        self.taken = False  # True once the application has the socket
         self.environ = self._make_environ(environ, request, address)
 
     def run(self) -> bool:
@@ -252,8 +258,15 @@ class Exchange(WSGIHandler):
             raise
         except BaseException as error:
             self._answer_failure(error)
+        if self.taken:
+            return False
         self._logger.debug('"%s" %s', self.requestline, self.code)
         return not self.close_connection and self._body.drain()
+
+    def _take_over(self) -> tuple[Any, bytes]:
+        """Give the connection away: see ``TAKE_OVER``."""
+        self.taken = True
+        return self.socket, self._source.take()
 
     def _make_environ(self, base: dict[str, Any], request: Request, address: tuple[Any, ...]) -> dict[str, Any]:
         environ = dict(base)
@@ -262,6 +275,7 @@ class Exchange(WSGIHandler):
         environ["QUERY_STRING"] = request.query_string
         environ["SERVER_PROTOCOL"] = request.version
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = str(address[0]), str(address[1])
+        environ[TAKE_OVER] = self._take_over
         environ["wsgi.input"] = io.BufferedReader(self._body, 16384)
         for name, value in request.headers.raw:
             if "_" in name:  # would be indistinguishable from "-", which a proxy in front may have set or removed
@@ -318,6 +332,8 @@ class Exchange(WSGIHandler):
 
     def _check_length(self) -> None:
         """Close after an answer whose Content-Length was wrong: the client could not tell where it ends."""
+        if self.taken:
+            return
         if not self.headers_sent:
             raise AssertionError("the application did not call start_response")
         promised = self.provided_content_length
@@ -331,6 +347,10 @@ class Exchange(WSGIHandler):
         gone."""
         self.close_connection = True
         if self._client_gone:
+            return
+        if self.taken:
+            self.failed = True
+            self._logger.error("%s: the application failed", self.requestline, exc_info=error)
             return
         fault = self._body.fault
         if fault is not None:

@@ -1,4 +1,4 @@
-"""The mesh does what everything that joins nodes must do."""
+"""The mesh, and the in-memory network of its model test, do what everything that joins nodes must do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mesh_proxy import LoopbackNetwork
 
 from realtime import MeshOptions, PeerMeshTransport
 from realtime.testing import ClusterConformance
+from realtime.testing.network_cluster import LiveNetwork, NetworkTransport
 from realtime.transports.base import Transport
 
 HASTY = MeshOptions(ping=0.05, suspect=0.3, down=0.6, backoff=0.05, backoff_max=0.1)
@@ -38,6 +39,17 @@ class TestPeerMesh(ClusterConformance):
         assert isinstance(joining, PeerMeshTransport)
         self.network.cut(joining.node_id, "*")
         self.network.cut("*", joining.node_id)
+
+
+class TestInMemory(ClusterConformance):
+    def make_nodes(self, count: int) -> Sequence[Transport]:
+        self.live = LiveNetwork(HASTY)
+        return [NetworkTransport(self.live, f"node-{number}", seeds=["node-0"]) for number in range(count)]
+
+    def vanish(self, joining: Transport) -> None:
+        assert isinstance(joining, NetworkTransport)
+        others = self.live.network.nodes.keys() - {joining.node_id}
+        self.live.network.partition([joining.node_id], others)
 
 
 def port_of(nodes: Sequence[Any], number: int) -> Callable[[], int]:

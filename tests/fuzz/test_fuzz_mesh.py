@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from realtime.config import MeshOptions
 from realtime.errors import BadMessage, MeshError
-from realtime.protocols.mesh import Hello, MeshProtocol, Role, State
+from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_actions import (
     ClientCame,
     ClientWent,
@@ -30,6 +30,7 @@ from realtime.protocols.mesh_actions import (
 from realtime.protocols.mesh_bodies import decode_body, decode_news, encode, unpack_metadata
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_frames import ack_frame, data_header, gap_frame, news_frame, resume_frame
+from realtime.protocols.mesh_handshake import Hello, Role
 
 SECONDS = float(os.environ.get("REALTIME_FUZZ_SECONDS", "0"))
 OPTIONS = MeshOptions(known_nodes=4)

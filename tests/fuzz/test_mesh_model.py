@@ -21,6 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from realtime.config import MeshOptions
 from realtime.protocols.mesh_actions import (
     ClientCame,
+    ClientFound,
+    ClientLost,
     ClientWent,
     DeliverToRoom,
     Gap,
@@ -301,6 +303,10 @@ class Pairs:
         elif isinstance(action, ClientWent):
             self.clients.remove((action.node, action.client))
             assert not any(member[::2] == (action.node, action.client) for member in self.members)
+        elif isinstance(action, (ClientFound, ClientLost)):
+            assert (action.node, action.client) in self.clients
+            rooms = [room for node, room, client in self.members if (node, client) == (action.node, action.client)]
+            assert sorted(action.rooms) == sorted(rooms) != []
         elif isinstance(action, RoomJoined):
             member = (action.node, action.room, action.client)
             assert member not in self.members

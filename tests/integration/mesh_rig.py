@@ -23,6 +23,7 @@ from mesh_program import Program
 from mesh_proxy import LoopbackNetwork
 
 __all__ = [
+    "CALM",
     "LONG",
     "PATIENCE",
     "QUICK",
@@ -41,7 +42,8 @@ LONG = os.environ.get("REALTIME_FAULTS") == "long"
 PATIENCE = 300.0 if LONG else 60.0  # seconds any wait may take before the test fails
 PROGRAM = Path(__file__).with_name("mesh_program.py")
 ROOT = PROGRAM.parents[2]
-QUICK = {"ping": 0.1, "suspect": 0.5, "down": 1.0, "backoff": 0.05, "backoff_max": 0.2, "authentication": 0.5}
+QUICK = {"ping": 0.1, "suspect": 0.8, "down": 2.5, "backoff": 0.05, "backoff_max": 0.2, "authentication": 0.5}
+CALM = {**QUICK, "suspect": 20.0, "down": 30.0, "authentication": 5.0}  # where nobody is to be missed
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:

@@ -24,12 +24,12 @@ PATIENCE = 60.0  # seconds any wait may take before the test fails
 class Program:
     """A Python program in a process of its own.
 
-    :param script: its file; run with the interpreter of the tests.
+    :param script: its file, or ``"-m"`` and then a module; run with the interpreter of the tests.
     :param arguments: of its command line.
     :param cwd: where it is started.
     """
 
-    def __init__(self, script: Path, *arguments: str, cwd: Path = ROOT) -> None:
+    def __init__(self, script: Path | str, *arguments: str, cwd: Path = ROOT) -> None:
         self.output: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(

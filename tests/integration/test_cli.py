@@ -1,35 +1,21 @@
-"""The command line as people use it: in a process of its own, with real clients, signals and exit codes."""
+"""``realtime serve`` as people use it: in a process of its own, with real clients, signals and exit codes."""
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
+from cli_rig import KERNEL, SOCKET, app, ask, connect, receive, run, said_by, send, serving
 from programs import PATIENCE, Program
 from requirements import module
 
 from realtime.cli import main
-from realtime.startup import unpatched_modules
 
-if TYPE_CHECKING:
-    from websockets.sync.client import ClientConnection
-
-SOCKET = r"(wss?://127\.0\.0\.1:(\d+)/\S*)"
-KERNEL = """
-from realtime import RealtimeKernel, WebSocketTransport
-
-kernel = RealtimeKernel([WebSocketTransport(port=0, path="/realtime")])
-"""
 BLOCKING = f"""
 import time
 {KERNEL}
@@ -51,49 +37,6 @@ def release(message, context, toolkit):
     global released
     released = True
 """
-
-
-def app(folder: Path, text: str, name: str = "app") -> Path:
-    """Write a module; return the folder to start the command in."""
-    path = folder.joinpath(*name.split(".")).with_suffix(".py")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(textwrap.dedent(text))
-    return folder
-
-
-def serving(folder: Path, target: str = "app:kernel", *options: str) -> Program:
-    """Start ``realtime serve``."""
-    return Program(Path("-m"), "realtime", "serve", target, *options, cwd=folder)
-
-
-def run(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``realtime`` to its end."""
-    command = [sys.executable, "-m", "realtime", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
-    )
-
-
-def connect(url: str, **options: Any) -> ClientConnection:
-    made: ClientConnection = module("websockets.sync.client").connect(url, **options)
-    return made
-
-
-def send(client: ClientConnection, type_: str) -> None:
-    client.send(json.dumps({"type": type_, "ack": type_}))
-
-
-def receive(client: ClientConnection) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(client.recv(timeout=PATIENCE))
-    return message
-
-
-def ask(client: ClientConnection, type_: str) -> Any:
-    """Send a message and return its ack's result; the next message must be the ack."""
-    send(client, type_)
-    message = receive(client)
-    assert message["type"] == "system:ack", message
-    return message["payload"].get("result")
 
 
 # serve: patching ------------------------------------------------------------------------------------------
@@ -299,7 +242,7 @@ def test_an_exception_in_the_module_shows_its_traceback(tmp_path: Path, line: st
     assert error in "\n".join(lines[3:-1])
     assert lines[-1].startswith(f"realtime: module 'app' could not be imported: {error}")
     assert "importlib" not in done.stderr
-    assert "cli.py" not in done.stderr
+    assert "realtime/cli" not in done.stderr
 
 
 def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:
@@ -322,91 +265,16 @@ def test_a_port_in_use_gets_one_line_and_exit_code_1(tmp_path: Path) -> None:
 # help -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "example"),
-    [
-        ((), "realtime serve chat:kernel"),
-        (("serve",), "realtime serve chat:kernel"),
-        (("doctor",), "realtime doctor"),
-    ],
-)
-def test_help_shows_an_example(tmp_path: Path, arguments: tuple[str, ...], example: str) -> None:
-    done = run(tmp_path, *arguments, "--help")
-    assert done.returncode == 0
-    assert f"\n  {example}" in done.stdout
+@pytest.mark.parametrize("command", ["", "serve", "demo", "send", "listen", "bench", "doctor"])
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"examples:\n  realtime {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [(), ("serve",), ("sing",), ("serve", "app", "--log-level", "loud")])
-def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = run(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert "usage: realtime" in done.stderr
-
-
-# doctor ---------------------------------------------------------------------------------------------------
-
-
-def test_doctor_tells_versions_patching_limits_and_optional_parts(tmp_path: Path) -> None:
-    done = run(tmp_path, "doctor")
-    assert (done.returncode, done.stderr) == (0, "")
-    for name in ("gevent", "greenlet", "msgspec", "msgpack"):
-        assert f"{name:<14} {metadata.version(name)}\n" in done.stdout
-    assert f"python         {sys.version.split()[0]} " in done.stdout
-    assert f"realtime       {metadata.version('realtime-toolkit')}\n" in done.stdout
-    assert "event loop     lib" in done.stdout
-    for name in unpatched_modules():
-        assert f"{name:<14} not patched\n" in done.stdout
-    assert "patch_all()` the first line" in " ".join(done.stdout.split())
-    assert "\x1b" not in done.stdout
-    for name in ("open files", "flask", "websockets"):
-        assert f"\n  {name} " in done.stdout
-
-
-def test_doctor_says_what_is_missing_on_libuv(tmp_path: Path) -> None:
-    done = run(tmp_path, "doctor", env={**os.environ, "GEVENT_LOOP": "libuv"})
-    assert done.returncode == 0
-    assert "event loop     libuv, " in done.stdout
-    assert "not named in the log" in done.stdout
-
-
-def test_doctor_imports_the_module_unpatched_and_tells_what_it_patches_itself(tmp_path: Path) -> None:
-    app(tmp_path, KERNEL, "plain")
-    app(tmp_path, f"from gevent import monkey\nmonkey.patch_all()\n{KERNEL}", "patched")
-    app(tmp_path, f"from gevent import monkey\nmonkey.patch_time()\n{KERNEL}", "partly")
-    plain, patched, partly = (run(tmp_path, "doctor", name) for name in ("plain", "patched", "partly"))
-    assert [plain.returncode, patched.returncode, partly.returncode] == [0, 0, 0]
-    assert "time           not patched" in plain.stdout
-    assert "everything     patched" in patched.stdout
-    assert "not patched" not in patched.stdout
-    assert "time           not patched" not in partly.stdout
-    assert "socket         not patched" in partly.stdout
-    assert "WebSocketTransport a port the system picks" in plain.stdout
-
-
-def test_doctor_says_that_a_kernel_without_transports_serves_nobody(tmp_path: Path) -> None:
-    text = "from realtime import RealtimeKernel\nkernel = RealtimeKernel()\n"
-    done = run(app(tmp_path, text), "doctor", "app")
-    assert done.returncode == 0
-    assert "Nobody can connect" in done.stdout
-
-
-def test_doctor_counts_the_clients_that_file_descriptors_allow(tmp_path: Path) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = run(tmp_path, "doctor", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (264, hard)))
-    assert "open files     264, may be raised: " in low.stdout
-    assert "about 200 clients" in low.stdout
-    assert "ulimit -n NUMBER" in low.stdout
-    full = run(tmp_path, "doctor", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (264, 264)))
-    assert "open files     264, the most allowed here" in full.stdout
-    assert "LimitNOFILE=" in full.stdout
-
-
-def test_doctor_leaves_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "realtime", "doctor"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == ""
-        assert process.wait(PATIENCE) == 0
+@pytest.mark.parametrize("arguments", [(), ("serve",), ("sing",), ("serve", "app", "--log-level", "x"), ("send", "x")])
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    code, said = said_by(*arguments)
+    assert code == 2
+    assert "usage: realtime" in said

@@ -1,16 +1,12 @@
-"""Nodes: how they find, refuse, lose and find each other again, and what crosses between them."""
+"""Nodes: how they find and lose each other, and what crosses between them."""
 
 from __future__ import annotations
 
 import os
-import socket as plain_socket
 import sys
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -18,6 +14,17 @@ import gevent.socket
 import gevent.subprocess
 import pytest
 from gevent.event import Event
+from mesh_here import (
+    HASTY,
+    LIMITS_OF_CALLS,
+    PATIENCE,
+    ROOT,
+    Start,
+    Stranger,
+    free_ports,
+    starting,
+    until,
+)
 
 from realtime import (
     BadMessage,
@@ -28,180 +35,17 @@ from realtime import (
     MessageTooBig,
     PeerMeshTransport,
     PortInUse,
-    RealtimeKernel,
     UnknownClient,
 )
-from realtime.protocols.mesh import (
-    ByeReceived,
-    Hello,
-    LinkEvent,
-    MeshProtocol,
-    Role,
-    State,
-)
-from realtime.protocols.mesh_bodies import Event as EventBody
-from realtime.protocols.mesh_bodies import encode
-from realtime.protocols.mesh_frames import PING, data_header, resume_frame
-
-PATIENCE = 60.0  # seconds any wait may take before the test fails
-ROOT = Path(__file__).parents[2]
-QUICK = MeshOptions(ping=0.05, suspect=5.0, down=10.0, backoff=0.05, backoff_max=0.1, authentication=2.0)
-HASTY = MeshOptions(ping=0.05, suspect=0.1, down=0.3, backoff=0.05, backoff_max=0.1, authentication=0.3)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a state that nothing announces."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
-        gevent.sleep(0.005)
-
-
-class Node:
-    """A kernel with nothing but a mesh, and what its handlers were given, in order."""
-
-    def __init__(self, node_id: str | None, limits: Limits | None, log_level: str, **options: Any) -> None:
-        options.setdefault("options", QUICK)
-        self.mesh = PeerMeshTransport(options.pop("port", 0), node_id=node_id, **options)
-        self.kernel = RealtimeKernel(transports=[self.mesh], log_level=log_level, limits=limits)
-        self.seen: list[tuple[str, str, Any]] = []
-        for event in ("mesh:joined", "mesh:left", "mesh:test"):
-            self.kernel.on(event, self._note)
-
-    def _note(self, message: Message, context: Any, toolkit: Any) -> None:
-        assert context.transport == "mesh"
-        self.seen.append((message.type, context.id, message.payload))
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.mesh.port}"
-
-    @property
-    def counters(self) -> Counter[str]:
-        return Counter(self.mesh.stats()["counters"])
-
-    def ids(self) -> list[str]:
-        return [node.id for node in self.mesh.nodes()]
-
-    def payloads(self, event: str, node: str) -> list[Any]:
-        return [payload for name, id_, payload in self.seen if (name, id_) == (event, node)]
-
-    def wait_for(self, event: str, node: str, count: int = 1) -> Any:
-        """Wait until ``count`` such events were handled; return the last one's payload."""
-        until(lambda: len(self.payloads(event, node)) >= count, f"{count} {event} of {node}; seen: {self.seen[-9:]}")
-        return self.payloads(event, node)[count - 1]
-
-
-Start = Callable[..., Node]
+from realtime.protocols.mesh_frames import PING
+from realtime.transports.memory import MemoryTransport
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start nodes that are stopped when the test ends."""
-    nodes: list[Node] = []
-
-    def start_one(
-        node_id: str | None = None, *, limits: Limits | None = None, log_level: str = "critical", **options: Any
-    ) -> Node:
-        node = Node(node_id, limits, log_level, **options)
-        nodes.append(node)
-        node.kernel.start()
-        return node
-
-    yield start_one
-    for node in nodes:
-        node.kernel.stop()
-
-
-class Stranger:
-    """A peer that speaks the protocol only as far as a test wants it to."""
-
-    said = 0  # frames in the sequence
-
-    def __init__(self, node: Node, node_id: str = "zoe", *, instance: bytes = b"z" * 16, secret: bytes = b"") -> None:
-        self.sock = gevent.socket.create_connection(("127.0.0.1", node.mesh.port), timeout=PATIENCE)
-        hello = Hello(node_id, node.mesh.cluster, instance, os.urandom(16))
-        self.protocol = MeshProtocol(Role.DIALLER, hello, secret=secret, message_size=1 << 20)
-        self.events: list[LinkEvent] = []
-
-    def __enter__(self) -> Stranger:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def hear(self, done: Callable[[], object]) -> bool:
-        """Talk until ``done`` or the end of the connection; return whether it is done."""
-        while not done():
-            self.sock.sendall(self.protocol.data_to_send())
-            try:
-                data = self.sock.recv(65536)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                return bool(done())
-            self.protocol.receive_data(data)
-            while (event := self.protocol.next_event()) is not None:
-                self.events.append(event)
-                if self.protocol.state is State.DECIDING:
-                    self.protocol.start()
-        self.sock.sendall(self.protocol.data_to_send())
-        return True
-
-    def open(self) -> Stranger:
-        assert self.hear(lambda: self.protocol.state is State.OPEN), self.events
-        return self
-
-    def resume(self) -> Stranger:
-        """Open the session, as one that has heard nothing yet."""
-        self.send(resume_frame(7, 0, 0, False))
-        return self
-
-    def tell(self, *bodies: bytes) -> None:
-        """Send events."""
-        for body in bodies:
-            packed = encode(EventBody(body))
-            self.said += 1
-            self.send(data_header(self.said, 0, len(packed)) + packed)
-
-    def hear_bye(self) -> str:
-        """Wait for the end; return the reason the node gave."""
-        self.hear(lambda: any(isinstance(event, ByeReceived) for event in self.events))
-        [bye] = [event for event in self.events if isinstance(event, ByeReceived)]
-        return bye.reason
-
-
-def drain(sock: gevent.socket.socket) -> bytes:
-    """Read until the other side has closed the connection."""
-    received = b""
-    with gevent.Timeout(PATIENCE):
-        while True:
-            try:
-                data = sock.recv(65536)
-            except ConnectionResetError:
-                return received
-            if not data:
-                return received
-            received += data
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, for nodes that must know each other's before they start."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(plain_socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-
-
-def dials_within(seconds: float, node: Node) -> int:
-    """Return how often a node tries to connect within the next seconds."""
-    before = node.counters["dials"]
-    gevent.sleep(seconds)
-    return node.counters["dials"] - before
+    with starting() as start_one:
+        yield start_one
 
 
 # Together -------------------------------------------------------------------------------------------------
@@ -318,205 +162,65 @@ def test_a_node_whose_handlers_are_slow_stops_reading_and_loses_nothing(start: S
     bob.wait_for("mesh:joined", "ann")  # a moment later: it is ann who decides
     for number in range(100):
         ann.mesh.send("bob", {"type": "mesh:test", "payload": [number, "x" * 50_000]})
-    connection = bob.mesh._nodes["ann"]
+    connection = bob.mesh._news.nodes["ann"]
     until(lambda: connection.paused, "reading stops")
     # longer than the silence after which a link that is read is given up
     gevent.sleep(2 * HASTY.down)
-    assert len(connection.inbox) <= 8
+    assert sum(message.type == "mesh:test" for message, _ in connection.inbox) < 50
     assert bob.ids() == ["ann"]
     go_on.set()
     bob.wait_for("mesh:test", "ann", 100)
     assert bob.payloads("mesh:test", "ann") == list(range(100))
 
 
-# Who is refused ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "reason"),
-    [
-        ({"cluster": "blue"}, {"cluster": "green"}, "cluster"),
-        ({"secret": "right"}, {"secret": "wrong"}, "secret"),
-        ({"secret": "right"}, {}, "secret"),
-        ({}, {"secret": "right"}, "secret"),
-    ],
-)
-def test_a_node_that_does_not_belong_is_refused_counted_and_tried_again(
-    start: Start, ours: dict[str, str], theirs: dict[str, str], reason: str
-) -> None:
-    ann = start("ann", **ours)
-    bob = start("bob", peers=[ann.address], **theirs)
-    until(lambda: ann.counters[f"refused_{reason}"] >= 2, "refused twice")
-    until(lambda: bob.counters[f"refused_{reason}"] >= 2, "told why")
-    assert (ann.seen, bob.seen) == ([], [])
-    assert (ann.ids(), bob.ids()) == ([], [])
-
-
-def test_the_reason_of_a_refusal_is_logged_once_by_the_dialler(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
-    ann = start("ann", cluster="blue")
-    bob = start("bob", cluster="green", peers=[ann.address], log_level="warning")
-    until(lambda: bob.counters["refused_cluster"] >= 3, "refused three times")
-    lines = [record.getMessage() for record in caplog.records if "cannot link" in record.getMessage()]
-    assert len(lines) == 1
-    assert f"{ann.address}: refused: cluster" in lines[0]
-    assert any("'green', not 'blue'" in record.getMessage() for record in caplog.records)
-
-
-def test_another_version_is_refused(start: Start) -> None:
+def test_a_new_link_is_not_read_on_either_while_handlers_are_slow(start: Start) -> None:
     ann = start("ann")
-    with Stranger(ann) as stranger:
-        said = stranger.protocol.data_to_send()
-        assert said[:3] == b"\x97\x00\x01"
-        stranger.send(b"\x97\x00\x02" + said[3:])
-        assert stranger.hear_bye() == "version"
-    until(lambda: ann.counters["refused_version"] == 1, "counted")
+    bob = start("bob", peers=[ann.address], limits=Limits(inbox=8))
+    go_on = Event()
 
+    @bob.kernel.on("mesh:slow")
+    def slow(message: Message, context: Any, toolkit: Any) -> None:
+        go_on.wait(PATIENCE)
+        bob.seen.append((message.type, context.id, message.payload[0]))
 
-def test_another_node_with_the_same_id_is_refused(start: Start) -> None:
-    ann = start("ann")
-    start("ann", peers=[ann.address])
-    until(lambda: ann.counters["refused_node_id"] >= 1, "refused")
-    assert ann.seen == []
-
-
-def test_its_own_address_among_the_peers_does_no_harm(start: Start) -> None:
-    mine, other = free_ports(2)
-    # as it is known, and in a way that only a dial can find out
-    peers = [f"{host}:{port}" for host in ("127.0.0.1", "localhost") for port in (mine, other)]
-    ann = start("ann", port=mine, peers=peers)
-    bob = start("bob", port=other, peers=peers)
-    ann.wait_for("mesh:joined", "bob")
     bob.wait_for("mesh:joined", "ann")
-    until(lambda: ann.counters["refused_self"] == 2, "both ends of the dial found out")
-    until(lambda: bob.counters["refused_self"] == 2, "both ends of the dial found out")
-    assert (ann.ids(), bob.ids()) == (["bob"], ["ann"])
-    for node in (ann, bob):
-        until(lambda node=node: not dials_within(5 * QUICK.backoff_max, node), "an end of dialling")  # type: ignore[misc]
-    assert (ann.counters["refused_self"], bob.counters["refused_self"]) == (2, 2)
+    for number in range(200):
+        ann.mesh.broadcast({"type": "mesh:slow", "payload": [number, "x" * 50_000]})
+    connection = bob.mesh._news.nodes["ann"]
+    until(lambda: connection.paused, "reading stops")
+    link = bob.mesh._links.get("ann")
+    link.part("lost")
+    until(lambda: bob.mesh._links.get("ann") not in (None, link), "a new link")
+    until(lambda: bob.mesh._links.get("ann")._paused, "reading stops again")
+    assert len(connection.inbox) < 50
+    go_on.set()
+    bob.wait_for("mesh:slow", "ann", 200)
+    assert bob.payloads("mesh:slow", "ann") == list(range(200))
 
 
-@pytest.mark.parametrize("said", [b"", b"\x97"], ids=["silence", "half a hello"])
-def test_who_does_not_prove_itself_in_time_is_dropped(start: Start, said: bytes) -> None:
-    ann = start("ann", options=HASTY)
-    with gevent.socket.create_connection(("127.0.0.1", ann.mesh.port)) as sock:
-        sock.sendall(said)
-        drain(sock)
-    until(lambda: ann.counters["refused_timeout"] == 1, "counted")
+def test_a_handler_of_events_gets_the_answer_of_a_client_whose_node_has_sent_more_of_them(start: Start) -> None:
+    ann = start("ann", limits=LIMITS_OF_CALLS)
+    bob = start("bob", peers=[ann.address], limits=LIMITS_OF_CALLS)
+    clients = MemoryTransport()
+    ann.kernel.use_transport(clients)
+    client = clients.connect()
+    until(lambda: bob.kernel.presence.has(client.id), "bob knows the client")
+    answers: list[Any] = []
 
+    @bob.kernel.on("mesh:ask")
+    def ask(message: Message, context: Any, toolkit: Any) -> None:
+        answers.append(bob.kernel.call(client.id, {"type": "question", "payload": message.payload}))
 
-@pytest.mark.parametrize(
-    "said",
-    [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\xc6\x3f\xff\xff\xff", b"\xdd\x7f\xff\xff\xff", os.urandom(1 << 20)],
-    ids=["HTTP", "1 GB of bytes", "a huge array", "noise"],
-)
-def test_garbage_is_refused_and_others_are_served(start: Start, said: bytes) -> None:
-    ann = start("ann")
-    with gevent.socket.create_connection(("127.0.0.1", ann.mesh.port)) as sock:
-        try:
-            sock.sendall(said)
-        except OSError:
-            pass  # refused before all was said
-        drain(sock)
-    until(lambda: ann.counters["refused_broken"] + ann.counters["refused_lost"] == 1, "counted")
-    start("bob", peers=[ann.address]).wait_for("mesh:joined", "ann")
+    def answer_all() -> None:
+        for number in range(40):
+            client.answer(client.receive(timeout=PATIENCE), number)
 
-
-def test_a_wild_length_from_a_node_ends_its_link(start: Start) -> None:
-    ann = start("ann", options=HASTY)
-    with Stranger(ann) as stranger:
-        stranger.open().resume()
-        stranger.send(b"\x94\x06\x01\x00\xce\x40\x00\x00\x00")  # a message of 1 GB
-        assert stranger.hear_bye() == "broken"
-    assert ann.counters["links_ended_broken"] == 1
-    assert ann.wait_for("mesh:left", "zoe") == {"node": "zoe", "reason": "down"}  # it does not come back
-
-
-def test_what_is_no_message_is_counted_and_the_link_lives_on(start: Start) -> None:
-    ann = start("ann")
-    with Stranger(ann) as stranger:
-        stranger.open().resume()
-        stranger.tell(b"\xc1", b"\x81\xa4type\xabmesh:joined", b"\x81\xa4type\xa9mesh:test")
-        ann.wait_for("mesh:test", "zoe")
-    assert ann.counters["refused_bad_message"] == 2
-    assert len(ann.payloads("mesh:joined", "zoe")) == 1
-
-
-def test_handshakes_at_one_time_are_bounded(start: Start) -> None:
-    ann = start("ann", options=MeshOptions(handshakes=2))
-    with ExitStack() as stack:
-        socks = [
-            stack.enter_context(gevent.socket.create_connection(("127.0.0.1", ann.mesh.port))) for _ in range(3)
-        ]
-        assert drain(socks[2]) == b""
-    assert ann.counters["refused_busy"] == 1
-
-
-# One link ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ids", [("ann", "bob"), ("bob", "ann")])
-@pytest.mark.parametrize("turn", range(3))
-def test_nodes_that_dial_each_other_at_once_end_with_one_link(
-    start: Start, ids: tuple[str, str], turn: int
-) -> None:
-    ports = free_ports(2)
-    one = start(ids[0], port=ports[0], peers=[f"127.0.0.1:{ports[1]}"])
-    other = start(ids[1], port=ports[1], peers=[f"127.0.0.1:{ports[0]}"])
-    one.wait_for("mesh:joined", ids[1])
-    other.wait_for("mesh:joined", ids[0])
-    until(lambda: one.mesh.stats()["links"] == other.mesh.stats()["links"] == 1, "one link")
-    for number in range(20):
-        one.mesh.broadcast({"type": "mesh:test", "payload": number})
-        other.mesh.broadcast({"type": "mesh:test", "payload": number})
-    one.wait_for("mesh:test", ids[1], 20)
-    other.wait_for("mesh:test", ids[0], 20)
-    for node, peer in ((one, ids[1]), (other, ids[0])):
-        assert node.payloads("mesh:test", peer) == list(range(20))
-        assert len(node.payloads("mesh:joined", peer)) == 1
-        assert node.payloads("mesh:left", peer) == []
-
-
-@pytest.mark.parametrize(("dialler", "other"), [("ann", "bob"), ("bob", "ann")])
-def test_a_node_known_by_two_addresses_gets_one_link(start: Start, dialler: str, other: str) -> None:
-    listening = start(other)
-    node = start(dialler, peers=[listening.address, f"localhost:{listening.mesh.port}"])
-    node.wait_for("mesh:joined", other)
-    until(lambda: node.counters["refused_duplicate"] >= 1, "the second link was given up")
-    until(lambda: node.mesh.stats()["links"] == 1, "one link")
-    dials = node.counters["dials"]
-    gevent.sleep(5 * QUICK.backoff_max)  # it does not try again as long as the node is linked
-    assert node.counters["dials"] == dials
-    assert node.payloads("mesh:left", other) == []
-
-
-def test_the_same_instance_again_is_a_duplicate_and_a_new_one_takes_over(start: Start) -> None:
-    ann = start("ann")  # the smaller id: it is up to ann
-    with Stranger(ann) as first, Stranger(ann) as again, Stranger(ann, instance=b"new" + b"z" * 13) as restarted:
-        first.open()
-        ann.wait_for("mesh:joined", "zoe")
-        assert again.hear_bye() == "duplicate"
-        restarted.open()
-        assert first.hear_bye() == "replaced"
-        ann.wait_for("mesh:joined", "zoe", 2)
-        assert [name for name, *_ in ann.seen] == ["mesh:joined", "mesh:left", "mesh:joined"]
-        assert ann.payloads("mesh:left", "zoe") == [{"node": "zoe", "reason": "restarted"}]
-        restarted.resume().tell(b"\x81\xa4type\xa9mesh:test")
-        ann.wait_for("mesh:test", "zoe")
-
-
-def test_the_larger_node_follows_the_smaller_one_to_a_new_link(start: Start) -> None:
-    yan = start("yan")
-    with Stranger(yan, "abe") as first, Stranger(yan, "abe") as second:
-        first.open()
-        yan.wait_for("mesh:joined", "abe")
-        second.open()
-        assert first.hear_bye() == "replaced"
-        second.resume().tell(b"\x81\xa4type\xa9mesh:test")
-        yan.wait_for("mesh:test", "abe")
-        assert yan.ids() == ["abe"]
-        assert [name for name, *_ in yan.seen] == ["mesh:joined", "mesh:test"]  # it was never gone
+    answering = gevent.spawn(answer_all)
+    for number in range(40):
+        ann.mesh.broadcast({"type": "mesh:ask", "payload": number})
+    until(lambda: len(answers) == 40, "all answers")
+    assert answers == list(range(40))
+    answering.get(timeout=PATIENCE)
 
 
 # Coming and going ------------------------------------------------------------------------------------------
@@ -603,7 +307,7 @@ def test_a_node_that_does_not_read_is_dropped_and_the_others_are_served(start: S
 
 
 def test_a_node_in_another_process_joins_answers_and_is_missed_when_killed(start: Start) -> None:
-    options = MeshOptions(ping=0.1, suspect=0.5, down=1.0)
+    options = MeshOptions(ping=0.2, suspect=2.0, down=4.0)
     ann = start("ann", secret="between us", options=options)
     program = f"""
         import sys
@@ -625,7 +329,7 @@ def test_a_node_in_another_process_joins_answers_and_is_missed_when_killed(start
         assert ann.wait_for("mesh:test", "far") == 42
         process.kill()
         assert ann.wait_for("mesh:left", "far") == {"node": "far", "reason": "down"}
-        assert ann.counters["links_ended_lost"] == 1
+        assert ann.counters["links_ended_lost"] >= 1
     finally:
         process.kill()
         process.wait(PATIENCE)

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 import websockets.sync.client
-from mesh_rig import LONG, PATIENCE, Cluster, NodeProcess, Proxies, any_network, eventually
+from mesh_rig import CALM, LONG, PATIENCE, Cluster, NodeProcess, Proxies, any_network, eventually
 
 STREAM = 100_000 if LONG else 6_000  # numbered messages of each sender
 SLEEP = 20.0 if LONG else 0.0  # seconds, once the others have missed the sleeper
@@ -65,7 +65,7 @@ def never_twice(node: NodeProcess, client: str) -> bool:
 
 
 def test_three_processes_are_one_kernel(cluster: Make) -> None:
-    nodes = cluster(3).nodes
+    nodes = cluster(3, mesh={"options": CALM}).nodes
     ids = [node.ask("connect", name="c", room="tea", metadata={"at": node.id}) for node in nodes]
     for node in nodes:
         eventually(lambda node=node: node.ask("view")["rooms"] == {"tea": sorted(ids)}, "the room")  # type: ignore[misc]
@@ -83,7 +83,7 @@ def test_three_processes_are_one_kernel(cluster: Make) -> None:
 
 
 def test_browsers_on_three_nodes_meet(cluster: Make, in_thread: Callable[..., Any]) -> None:
-    nodes = cluster(3, proxies=True).nodes
+    nodes = cluster(3, proxies=True, mesh={"options": CALM}).nodes
 
     def talk() -> list[Any]:
         with ExitStack() as stack:
@@ -119,7 +119,7 @@ def test_browsers_on_three_nodes_meet(cluster: Make, in_thread: Callable[..., An
 
 
 def test_a_room_message_crosses_each_link_at_most_once_and_only_where_a_member_is(cluster: Make) -> None:
-    there = cluster(4, proxies=True)
+    there = cluster(4, proxies=True, mesh={"options": CALM})
     nodes = there.nodes
     assert isinstance(there.network, Proxies)
     for name in ("a", "b", "c"):
@@ -147,7 +147,7 @@ def test_route_filters_hold_back_at_the_sender(cluster: Make) -> None:
         "drop": ["chat:secret"],
         "routes": {"n2": [["chat:*"], ["inside"]]},
     }
-    there = cluster(3, proxies=True, mesh=options)
+    there = cluster(3, proxies=True, mesh={"options": CALM, **options})
     nodes = there.nodes
     assert isinstance(there.network, Proxies)
     for node in nodes:
@@ -244,7 +244,7 @@ def test_a_node_that_slept_longer_than_down_is_one_of_them_again(cluster: Make) 
 
 
 def test_a_frozen_node_is_named_by_a_broadcast_that_asks_for_confirmation(cluster: Make) -> None:
-    there = cluster(3, mesh={"options": {"ping": 0.1, "suspect": 20.0, "down": 30.0}})
+    there = cluster(3, mesh={"options": CALM})
     nodes = there.nodes
     for node in nodes:
         node.ask("connect", name="c", room="tea")
@@ -259,7 +259,7 @@ def test_a_frozen_node_is_named_by_a_broadcast_that_asks_for_confirmation(cluste
 
 
 def test_a_node_stops_while_questions_wait(cluster: Make) -> None:
-    there = cluster(2, mesh={"options": {"ping": 0.1, "suspect": 20.0, "down": 30.0}})
+    there = cluster(2, mesh={"options": CALM})
     asking, asked = there.nodes
     id_ = asked.ask("connect", name="c", room="tea")
     there.wait_until_equal(clients=1)

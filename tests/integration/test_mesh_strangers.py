@@ -15,10 +15,10 @@ import gevent.socket
 import msgpack
 import pytest
 import trustme
-from mesh_rig import PATIENCE, Asked, NodeHere, NodeProcess, eventually
+from mesh_rig import CALM, PATIENCE, Asked, NodeHere, NodeProcess, eventually
 
-from realtime import ConfigurationError, PeerMeshTransport, RealtimeKernel
-from realtime.protocols.mesh import ByeReceived, Hello, MeshProtocol, Role, State
+from realtime import ConfigurationError, MeshOptions, PeerMeshTransport, RealtimeKernel
+from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_bodies import Event, encode
 from realtime.protocols.mesh_frames import (
     AckReceived,
@@ -29,6 +29,8 @@ from realtime.protocols.mesh_frames import (
     data_header,
     resume_frame,
 )
+from realtime.protocols.mesh_handshake import ByeReceived, Hello, Role
+from realtime.transports.memory import MemoryTransport
 
 SECRET = "between us"
 
@@ -225,8 +227,8 @@ def test_an_old_session_cannot_be_played_again(start: Start) -> None:
         event = encode(Event(b"\x81\xa4type\xa9mesh:test"))
         peer.say(data_header(1, received, len(event)) + event)
         peer.hear(lambda: AckReceived(1) in peer.heard)  # the node knows that we have it
+        eventually(lambda: ann.events("suspect", "zoe"), "silent for long enough to be replaced")
         with Peer(ann) as older:  # takes over, and claims to be where this one was before
-            eventually(lambda: ann.events("suspect", "zoe"), "silent for long enough to be replaced")
             older.open(known=theirs.epoch, received=received - 1)
             reason, text = older.hear_bye()
     assert reason == "broken"
@@ -336,6 +338,54 @@ def test_processes_meet_in_a_directory_and_a_dead_one_is_cleared_away(start: Sta
     assert len(list(where.iterdir())) == 2
 
 
+def test_whoever_comes_to_a_new_node_sees_the_clients_of_those_in_its_directory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels = []
+    try:
+        for _ in range(3):
+            clients = MemoryTransport()
+            mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=PATIENCE))
+            kernel = RealtimeKernel([clients, mesh], log_level="info")
+            kernel.start()
+            kernels.append(kernel)
+            kernel.rooms.join("tea", clients.connect().id)  # at once, on each
+            assert len(kernel.rooms.members("tea")) == len(kernels)
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+        assert all(line.count(str(tmp_path)) == 1 for line in lines if "listens at" in line), lines
+        assert any(f"(accepted process {os.getpid()})" in line for line in lines), lines
+    finally:
+        for kernel in kernels:
+            kernel.stop()
+
+
+@pytest.mark.parametrize("meeting", [1e6, 0.1])
+def test_a_node_does_not_wait_for_those_who_do_not_answer(tmp_path: Path, meeting: float) -> None:
+    with plain_socket.socket(plain_socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other.node"))
+        if meeting < 1:
+            other.listen()  # and takes nobody: with the larger one it would hang here
+        mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=meeting))
+        kernel = RealtimeKernel([mesh], log_level="critical")
+        kernel.start()
+        assert mesh.nodes() == []
+        kernel.stop()
+
+
+def test_a_stranger_in_the_directory_is_not_waited_for(tmp_path: Path) -> None:
+    kernels = [
+        RealtimeKernel(
+            [PeerMeshTransport(None, cluster=name, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=1e6))],
+            log_level="critical",
+        )
+        for name in ("ours", "theirs")
+    ]
+    for kernel in kernels:
+        kernel.start()
+    for kernel in kernels:
+        kernel.stop()
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777], ids=oct)
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     where = tmp_path / "nodes"
@@ -351,8 +401,8 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: i
 
 
 def test_a_client_that_never_reads_does_not_hold_up_the_link(start: Start) -> None:
-    ann = start("ann", kind=NodeProcess)
-    bob = start("bob", kind=NodeProcess, peers=[ann.where["address"]])
+    ann = start("ann", kind=NodeProcess, options=CALM)
+    bob = start("bob", kind=NodeProcess, peers=[ann.where["address"]], options=CALM)
     bob.ask("connect", name="healthy", room="calm")
     bob.ask("connect", name="both", room="busy")
     with plain_socket.socket() as lazy:

@@ -46,6 +46,7 @@ class Node:
         )
         self.events: list[tuple[str, str]] = []
         self.taken: list[Any] = []
+        self.kernel.rooms.configure("kept:*", history=5000, ttl=300.0, recover=True)
         self.kernel.on("client:connected", self._note("came"))
         self.kernel.on("client:disconnected", self._note("went"))
         self.kernel.on("join", lambda message, context, toolkit: toolkit.rooms.join(message.room))
@@ -329,10 +330,11 @@ def test_a_session_goes_on_at_another_node_in_another_codec(cluster: Cluster, in
     in_thread(peer.close)
 
 
+@pytest.mark.parametrize("room", ["numbers", "kept:numbers"])
 @pytest.mark.parametrize("seed", [int(text) for text in os.environ.get("REALTIME_SEEDS", "1 2").split()])
-def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thread: InThread) -> None:
+def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, room: str, in_thread: InThread) -> None:
     """Each node publishes to a room; what one node says comes once, and its direct messages as well."""
-    count = int(os.environ.get("REALTIME_COUNT", "400"))
+    count = 400
     print(f"seed {seed}")
     dice = random.Random(seed)
     done = Event()
@@ -340,14 +342,14 @@ def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thre
     try:
         peer = SessionPeer(cluster.url)
         in_thread(peer.connect)
-        in_thread(peer.ask, "join", room="numbers")
+        in_thread(peer.ask, "join", room=room)
         own = peer.welcome["id"]
         until(lambda: all(node.kernel.presence.get(own) for node in cluster.nodes), "it is known")
-        until(lambda: all(node.kernel.rooms.members("numbers") for node in cluster.nodes), "its room is known")
+        until(lambda: all(node.kernel.rooms.members(room) for node in cluster.nodes), "its room is known")
 
         def publish(node: Node) -> None:
             for number in range(count):
-                node.kernel.broadcast({"type": "number", "payload": [node.name, number]}, "numbers")
+                node.kernel.broadcast({"type": "number", "payload": [node.name, number]}, room)
                 node.kernel.send(own, {"type": "direct", "payload": [node.name, number]})
                 gevent.sleep(dice.uniform(0, 0.01))
 
@@ -381,6 +383,8 @@ def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, in_thre
             for kind in ("number", "direct"):
                 values = [value for type_, name, value in got if (type_, name) == (kind, node.name)]
                 assert sorted(values) == list(range(count)), (kind, node.name)
+                if kind == "number" and room.startswith("kept:"):
+                    assert values == list(range(count)), "a room that keeps its history keeps its order"
         assert sorted(value for node in cluster.nodes for value in node.taken) == list(range(count))
         assert sum(node.counter("sessions_moved_in") for node in cluster.nodes) > 0
         assert not any(("went", own) in node.events for node in cluster.nodes)

@@ -18,8 +18,9 @@ import trustme
 from gevent.event import Event
 from raw import DEADLINE, RawClient, frame, request
 
-import realtime.transports.websocket as websocket_module
+import realtime.transports.websocket_clients as websocket_module
 from realtime import ConfigurationError, Limits, RealtimeKernel, Reject, WebSocketTransport
+from realtime.protocols.deflate import DeflateOptions
 
 Start = Callable[..., tuple[RealtimeKernel, int]]
 
@@ -270,7 +271,7 @@ async def asynchronous(request: Any) -> None:
         ({"tls": "cert.pem"}, "tls='cert.pem'"),
         ({"tls": ("missing.pem", "missing.key")}, "missing.pem"),
         ({"heartbeat": 25}, "heartbeat=25"),
-        ({"compression": websocket_module.DeflateOptions()}, "server_no_context_takeover"),
+        ({"compression": DeflateOptions()}, "server_no_context_takeover"),
     ],
 )
 def test_an_option_that_cannot_work_is_named_at_once(options: dict[str, Any], named: str) -> None:

@@ -21,6 +21,8 @@ LAYERS = [
     [
         "protocols",
         "cluster",
+        "cursors",
+        "room_log",
         "rooms",
         "room_rules",
         "presence",
@@ -36,9 +38,11 @@ LAYERS = [
         "dispatch",
         "drain",
         "expiry",
+        "history",
         "hub",
         "kernel",
         "outbox",
+        "recovery",
         "requests",
         "session_moves",
         "sessions",
@@ -52,7 +56,8 @@ LAYERS = [
     ["integrations", "client", "cli", "__main__", "testing"],
 ]
 WITHOUT_GEVENT = [*LAYERS[0], *LAYERS[1]]
-OPTIONAL = {"flask", "paho", "aioquic", "redis", "websockets", "pytest", "simple_websocket", "geventwebsocket", "rich"}
+OPTIONAL = {"flask", "paho", "aioquic", "redis", "websockets", "pytest", "rich"}
+OPTIONAL |= {"flask_login", "geventwebsocket", "gunicorn", "simple_websocket"}
 
 
 def modules() -> dict[str, Path]:
@@ -144,7 +149,10 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["realtime", "realtime.testing", "realtime.transports.websocket"])
+MODULES_OF_SERVERS = ["kernel", "signaling", "testing", "transports.mesh", "transports.websocket", "worker_pool"]
+
+
+@pytest.mark.parametrize("module", ["realtime", *(f"realtime.{name}" for name in MODULES_OF_SERVERS)])
 def test_importing_patches_nothing_and_imports_nothing_optional(module: str) -> None:
     code = f"""
 import select, socket, ssl, subprocess, sys, threading, time
@@ -162,7 +170,7 @@ print(*sorted(set(sys.modules) & {OPTIONAL!r}))
 def test_importing_starts_no_thread_opens_no_socket_and_configures_no_logging() -> None:
     code = """
 import logging, os, threading
-import realtime, realtime.testing
+import realtime.kernel, realtime.testing, realtime.worker_pool
 assert threading.active_count() == 1
 assert not logging.getLogger().handlers and not logging.getLogger("realtime").handlers
 links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]

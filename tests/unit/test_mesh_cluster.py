@@ -36,7 +36,7 @@ class Answering:
 def cluster_with(*answers: Any) -> MeshCluster:
     """A cluster of three nodes, seen from the third."""
     hub: Any = SimpleNamespace(workers=SimpleNamespace(parked=nullcontext), limits=SimpleNamespace(stall=0.005))
-    cluster = MeshCluster(hub, "cat")
+    cluster = MeshCluster(hub, "cat", lambda nodes: nullcontext())
     cluster.engine = Answering(cluster, *answers)  # type: ignore[assignment]
     return cluster
 

@@ -189,6 +189,55 @@ def test_a_worker_that_ends_by_itself_is_restarted_too_and_the_others_stay() -> 
     assert set(pool.alive) == {(0, 1), (1, 2), (2, 1)}
 
 
+# Connections of a worker that is down -----------------------------------------------------------------------
+
+
+def test_connections_wait_for_a_worker_that_dies_once_and_others_get_them_if_it_does_not_come() -> None:
+    pool = serving(2)
+    pool.end(1)
+    assert pool.wait(0) == [("start", 1, 2)]
+    assert pool.wait(OPTIONS.hold - 1) == []
+    assert pool.wait(1) == [("withdraw", 1, 1)]
+    assert pool.wait(OPTIONS.hold) == []
+
+
+def test_connections_wait_no_more_once_the_next_process_serves() -> None:
+    pool = serving(2)
+    pool.end(1)
+    pool.wait(0)
+    pool.ready(1, 2)
+    assert pool.wait(2 * OPTIONS.hold) == []
+
+
+def test_nobody_connects_to_a_worker_that_pauses_because_it_dies_again_and_again() -> None:
+    pool = serving(2)
+    pool.end(1)
+    pool.wait(0)
+    pool.ready(1, 2)
+    assert pool.end(1, 2) == [("withdraw", 1, 2)]
+    assert pool.wait_for_deadline() == 1
+    assert pool.done == [("start", 1, 3)]
+    assert pool.end(1, 3) == [("withdraw", 1, 3)]
+
+
+def test_the_last_workers_that_die_keep_their_connections_until_another_serves() -> None:
+    pool = serving(2)
+    for index in (0, 1):
+        pool.end(index)
+        pool.wait(0)
+    assert pool.wait(2 * OPTIONS.hold) == []
+    assert pool.ready(0, 2) == []
+    assert pool.wait(1) == [("withdraw", 1, 1)]
+
+
+def test_a_worker_that_dies_while_its_replacement_starts_is_waited_for_as_well() -> None:
+    pool = serving(2)
+    pool.reload()
+    pool.end(0)
+    assert pool.wait(OPTIONS.hold) == [("withdraw", 0, 1)]
+    assert pool.ready(0, 2) == [("start", 1, 2)]
+
+
 # Reloading --------------------------------------------------------------------------------------------------
 
 

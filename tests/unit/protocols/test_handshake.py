@@ -89,6 +89,8 @@ REFUSED = [
     ("POST", request(line="POST /chat HTTP/1.1"), 405),
     ("HEAD", request(line="HEAD /chat HTTP/1.1"), 405),
     ("HTTP/1.0", request(line="GET /chat HTTP/1.0"), 400),
+    ("a body", request(add="Content-Length: 3\r\n"), 400),
+    ("a chunked body", request(add="Transfer-Encoding: chunked\r\n"), 400),
     ("version 8", request({"Sec-WebSocket-Version": "8"}), 426),
     ("no version", request({"Sec-WebSocket-Version": None}), 426),
     ("version 13 twice", request(add="Sec-WebSocket-Version: 13\r\n"), 426),

@@ -8,12 +8,13 @@ import pytest
 
 from realtime.config import MeshOptions
 from realtime.errors import BadMessage, ConfigurationError, MeshError, MessageTooBig
-from realtime.protocols.mesh import Hello, Reason
 from realtime.protocols.mesh_actions import (
     Action,
     CallAnswered,
     CallLost,
     ClientCame,
+    ClientFound,
+    ClientLost,
     ClientWent,
     Confirmed,
     ConfirmFailed,
@@ -27,11 +28,13 @@ from realtime.protocols.mesh_actions import (
     NodeRefuted,
     NodeSuspect,
     RoomJoined,
+    RoomLeft,
     RunCall,
 )
 from realtime.protocols.mesh_bodies import Came, Delta, Event, ToClient, encode
 from realtime.protocols.mesh_filters import RouteFilter, Routes
 from realtime.protocols.mesh_frames import DataReceived, NewsReceived, ResumeReceived
+from realtime.protocols.mesh_handshake import Hello, Reason
 from realtime.protocols.mesh_session import ACK_DELAY
 from realtime.protocols.mesh_state import StateError
 from realtime.testing.mesh_network import MeshNetwork, NetworkNode
@@ -145,7 +148,9 @@ def test_a_restart_that_nobody_had_noticed_takes_the_old_instance_away_and_tells
     made.flush()
     made.add("bob", seeds=["ann"])
     made.run(1.0)
-    assert [action for action in ann.told if not isinstance(action, ClientWent)][1:] == [
+    assert [action for action in ann.told if not isinstance(action, ClientWent)] == [
+        ClientLost("bob", "bob1", ("r",)),
+        RoomLeft("bob", "r", "bob1"),
         NodeLeft("bob", "restarted"),
         NodeJoined("bob", "bob"),
         Gap("bob", "out", 2),
@@ -163,7 +168,22 @@ def test_a_frozen_node_loses_its_clients_for_the_others_and_nobody_for_itself() 
     made.run(5.0)
     assert told(made.nodes["bob"], NodeLeft, ClientWent, NodeSuspect) == []
     assert told(made.nodes["ann"], ClientWent, ClientCame) == [ClientWent("bob", "bob1"), ClientCame("bob", "bob1")]
+    assert told(made.nodes["ann"], ClientLost, ClientFound) == [
+        ClientLost("bob", "bob1", ("r",)),
+        ClientFound("bob", "bob1", ("r",)),
+    ]
     assert made.nodes["ann"].core.home("bob1") == "bob"
+
+
+def test_who_comes_while_nodes_know_each_other_is_neither_found_nor_lost() -> None:
+    made = network("ann", "bob")
+    populate(made, "r", "ann1", "bob1")
+    made.nodes["bob"].go("bob1")
+    made.run(1.0)
+    made.leave("bob")
+    made.run(1.0)
+    for node in made.nodes.values():
+        assert told(node, ClientFound, ClientLost) == []
 
 
 def test_a_link_cut_one_way_leaves_both_suspect_while_others_hear_them() -> None:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from realtime.config import MeshOptions
-from realtime.protocols.mesh_actions import Action, EndLink, NodeJoined, NodeLeft, NodeRefuted, NodeSuspect
+from realtime.protocols.mesh_actions import Action, EndLink, IdTaken, NodeJoined, NodeLeft, NodeRefuted, NodeSuspect
 from realtime.protocols.mesh_bodies import NodeRecord, Probe, Probed
 from realtime.protocols.mesh_dialling import DialPlan
 from realtime.protocols.mesh_membership import ALIVE, DOWN, LEFT, Membership
@@ -83,6 +83,20 @@ def test_what_is_wrong_about_us_is_refuted_with_a_higher_incarnation(state: int,
     assert table.rumours() == [(NodeRecord("me", OWN, 8, ALIVE, "me:1"), None)]
     table.merge(NodeRecord("me", instance, 7, state, "me:1"), "bob", 0.0)
     assert table.rumours() == []
+
+
+def test_two_nodes_of_one_id_do_not_answer_each_other_faster_than_they_ping_and_are_told() -> None:
+    table = Table()
+    table.tick(0.0)
+    for number in range(40):  # the other one is as loud as we are, each time
+        now = number * OPTIONS.ping / 10
+        for _ in range(10):
+            table.merge(NodeRecord("me", ONE, table.own_record().incarnation, ALIVE, "me:2"), "ann", now)
+        assert table.tick(now) <= now + OPTIONS.ping
+    assert table.counted["claims"] == table.own_record().incarnation == 4
+    assert table.happened() == [IdTaken()]
+    table.tick(now + OPTIONS.ping)
+    assert table.counted["claims"] == 5  # what came last is answered as well
 
 
 def test_who_leaves_refutes_nothing() -> None:
@@ -259,7 +273,7 @@ def test_pauses_grow_to_a_bound_with_half_of_it_by_chance() -> None:
     now, pauses = 0.0, []
     for _ in range(9):
         [address], _ = dialling.due(now)
-        dialling.ended(address, None, now)
+        dialling.ended(address, None, now, failed=True)
         due = dialling.due(now)[1]
         assert due is not None
         pauses.append(due - now)

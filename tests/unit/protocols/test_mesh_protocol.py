@@ -12,19 +12,7 @@ from hypothesis import strategies as st
 
 from realtime.errors import BadMessage, MeshError
 from realtime.message import Outbound, Wire
-from realtime.protocols.mesh import (
-    FRAME_SIZE,
-    WIRE_VERSION,
-    Authenticated,
-    ByeReceived,
-    Hello,
-    LinkEvent,
-    LinkStarted,
-    MeshProtocol,
-    Reason,
-    Role,
-    State,
-)
+from realtime.protocols.mesh import FRAME_SIZE, MeshProtocol, State
 from realtime.protocols.mesh_codec import LIFECYCLE, MESH_EVENTS
 from realtime.protocols.mesh_frames import (
     NEWS_SIZE,
@@ -42,6 +30,16 @@ from realtime.protocols.mesh_frames import (
     gap_frame,
     news_frame,
     resume_frame,
+)
+from realtime.protocols.mesh_handshake import (
+    WIRE_VERSION,
+    Authenticated,
+    ByeReceived,
+    Hello,
+    LinkEvent,
+    LinkStarted,
+    Reason,
+    Role,
 )
 
 SIZE = 100_000

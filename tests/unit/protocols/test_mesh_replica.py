@@ -10,6 +10,7 @@ from realtime.errors import BadMessage, MeshError, MessageTooBig
 from realtime.protocols.mesh_actions import (
     Action,
     ClientCame,
+    ClientLost,
     ClientMoved,
     ClientWent,
     MetadataReplaced,
@@ -203,9 +204,14 @@ def test_the_checksum_does_not_depend_on_the_order_but_on_everything_else() -> N
 def test_a_node_that_is_forgotten_takes_all_its_clients_with_it(origin: Origin) -> None:
     origin.tell(came("a"), Joined("r", "a"), came("b"))
     origin.happened()
-    origin.replicas.forget("ann")
-    origin.replicas.forget("ann")
-    assert origin.happened() == [RoomLeft("ann", "r", "a"), ClientWent("ann", "a"), ClientWent("ann", "b")]
+    origin.replicas.forget("ann", lost=True)
+    origin.replicas.forget("ann", lost=True)
+    assert origin.happened() == [
+        ClientLost("ann", "a", ("r",)),
+        RoomLeft("ann", "r", "a"),
+        ClientWent("ann", "a"),
+        ClientWent("ann", "b"),
+    ]
     assert (origin.replicas.index.rooms(), list(origin.replicas.index.clients())) == ({}, [])
     assert origin.replicas.wanted("ann")
 

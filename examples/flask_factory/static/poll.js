@@ -1,0 +1,73 @@
+// The poll's page: the server tells it of every vote.
+
+import { connect } from "/realtime/client.js";
+import { byId, element } from "/page.js";
+
+const STATES = { connecting: "Connecting", open: "Connected", waiting: "Connection lost, reconnecting", closed: "Disconnected" };
+const LOGGED_OUT = 4501;
+
+const list = byId("dishes");
+let mine = list.dataset.mine;
+let dishes = [...list.children].map(({ dataset }) => ({ name: dataset.name, votes: Number(dataset.votes) }));
+const client = connect("/realtime");
+
+client.on("client:state", async ({ name, code }) => {
+  byId("state").dataset.state = name;
+  byId("state-text").textContent = STATES[name];
+  if (name === "closed" && code === LOGGED_OUT) location.assign("/");
+  if (name === "open") await attempt(catchUp);
+});
+
+client.on("poll:changed", (changed) => {
+  dishes = changed.dishes;
+  byId("news").textContent = `Last: ${changed.by}`;
+  show();
+});
+
+client.on("poll:mine", (name) => {
+  mine = name;
+  show();
+});
+
+async function catchUp() {
+  ({ dishes, mine } = await client.call("poll:now"));
+  show();
+}
+
+function show() {
+  const all = dishes.reduce((sum, { votes }) => sum + votes, 0) || 1;
+  const focused = document.activeElement?.dataset.name;
+  list.replaceChildren(...dishes.map(({ name, votes }) => element("li", "", null, button(name, votes, (100 * votes) / all))));
+  if (focused) [...list.querySelectorAll("button")].find(({ dataset }) => dataset.name === focused)?.focus();
+}
+
+function button(name, votes, share) {
+  const made = element("button", "dish", null, element("span", "bar-of"), element("span", "label", name), element("span", "votes", votes));
+  made.style.setProperty("--share", share);
+  made.dataset.name = name;
+  made.setAttribute("aria-pressed", name === mine);
+  made.addEventListener("click", () => attempt(() => client.call("poll:vote", name)));
+  return made;
+}
+
+byId("add").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const form = event.currentTarget;
+  attempt(async () => {
+    const answer = await fetch(form.action, { method: "POST", body: new FormData(form) });
+    if (!answer.ok) throw new Error(await answer.text());
+    form.reset();
+  });
+});
+
+/** Do it, and say why not. */
+async function attempt(action) {
+  byId("alert").textContent = "";
+  try {
+    await action();
+  } catch (error) {
+    if (error.code !== "closed") byId("alert").textContent = error.message;
+  }
+}
+
+show();

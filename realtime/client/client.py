@@ -1,0 +1,384 @@
+"""The synchronous client: what ``realtime.Client`` is."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from realtime.client.calls import Pending, Question
+from realtime.client.handlers import Handler, Handlers
+from realtime.client.options import Address, Backoff, ClientLimits, HeaderSource, check_headers, check_seconds, trust
+from realtime.client.rooms import ClientPresence, ClientRooms
+from realtime.client.session import Session
+from realtime.client.states import ClientState, Settings
+from realtime.client.wire import JSON_WIRE, MSGPACK_WIRE, ClientMessage
+from realtime.codes import CloseCode
+from realtime.config import Heartbeat
+from realtime.errors import BadMessage, ConfigurationError, RealtimeError
+
+__all__ = ["Client"]
+
+H = TypeVar("H", bound=Handler)
+
+
+class Client:
+    """A synchronous client of a realtime server, for plain threads and, in a monkey-patched process, for greenlets.
+
+    ::
+
+        with Client("ws://localhost:8080/realtime") as client:
+            client.send("chat:message", "hello", room="lobby")
+            print(client.call("add", [1, 2]))  # what the handler returned
+            for line in client.stream("log:tail"):  # what it yielded
+                print(line)
+
+    The connection comes back by itself. What is sent meanwhile waits, in order, within bounds; calls under way when
+    it is lost raise ConnectionClosed, as nobody knows whether they were handled. Any thread may use it. Handlers run
+    one at a time, in order, in a thread of the client's own, and may themselves send, call and wait.
+
+    It waits with ``threading`` and ``selectors``: in a process with a gevent event loop, have everything patched, or
+    use it in a native thread; otherwise a wait stops that loop.
+
+    :param url: ``ws://``, ``wss://``, ``http://`` or ``https://``.
+    :param headers: of the opening handshake, as a mapping, or pairs, or a function that returns them for every attempt.
+    :param msgpack: speak MessagePack rather than JSON; a server that does not is refused.
+    :param tls: for wss://: a context, or a file of certificates to trust in place of the system's.
+    :param timeout: seconds for an attempt from the TCP connection to the server's welcome, and for an answer.
+    :param reconnect: come back by itself.
+    :param backoff: seconds between attempts.
+    :param limits: what may wait, and how large a message may be.
+    :param hello: payload of the ``system:hello`` that greets the server.
+    :raises ConfigurationError: one of these cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: HeaderSource = None,
+        msgpack: bool = False,
+        tls: ssl.SSLContext | str | os.PathLike[str] | None = None,
+        timeout: float = 10.0,
+        reconnect: bool = True,
+        backoff: Backoff | None = None,
+        limits: ClientLimits | None = None,
+        hello: Any = None,
+    ) -> None:
+        address = Address.parse(url)
+        wire = MSGPACK_WIRE if msgpack else JSON_WIRE
+        if callable(headers):
+            source = headers
+        else:
+            fixed = check_headers(address, headers)
+            source = fixed.copy
+        try:
+            wire.request("system:hello", hello)
+        except BadMessage as error:
+            raise ConfigurationError(f"hello={hello!r}: {error}") from None
+        self._wire = wire
+        self._settings = Settings(
+            address=address,
+            headers=source,
+            tls=trust(address, tls),
+            wire=wire,
+            timeout=check_seconds("timeout", timeout),
+            reconnect=reconnect,
+            backoff=backoff or Backoff(),
+            limits=limits or ClientLimits(),
+            hello=hello,
+        )
+        self._handlers = Handlers()
+        self._stats: Counter[str] = Counter()
+        self._starting = threading.Lock()
+        self._session = self._new_session()
+        self._rooms = ClientRooms(self, self._told_left)
+        self.presence = ClientPresence(self)
+        """Who is here, and what this client says of itself."""
+
+    # Coming and going ---------------------------------------------------------------------------------------
+
+    def connect(self, *, retry: bool = False) -> None:
+        """Connect, and wait until the server has welcomed this client. Does nothing more if it is open already.
+
+        :param retry: keep trying, as after a lost connection, for as long as the server may still come up. By
+            itself a first attempt that fails is the last.
+        :raises HandshakeError: the server refuses: ``.status`` is its HTTP status.
+        :raises ConnectionClosed: there is no server, or it closed the connection: ``.code`` and ``.reason``.
+        """
+        with self._starting:
+            if self._session.state is ClientState.CLOSED:
+                self._session.close(CloseCode.NORMAL, "")  # waits for the last one's threads
+                self._session = self._new_session()
+            session = self._session
+            since = session.opens
+            if session.state is ClientState.CLOSED:
+                session.start(patient=retry)
+        try:
+            session.wait_open(since)
+        except RealtimeError:
+            session.close(CloseCode.NORMAL, "")  # has ended already: waits for its threads
+            raise
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """End the connection for good, and wait until its threads are gone. Does nothing if it is closed.
+
+        Calls and waits under way raise ConnectionClosed; messages that wait for handlers are discarded, and counted.
+        The server has 5 s to answer. A handler may close its client, and goes on then.
+
+        :param code: 1000, or one of the application's from 3000 to 4999.
+        :param reason: at most 123 bytes.
+        """
+        if code != CloseCode.NORMAL and not (isinstance(code, int) and 3000 <= code <= 4999):
+            raise ConfigurationError(f"close(code={code!r}): must be 1000 or from 3000 to 4999")
+        if not isinstance(reason, str) or len(reason.encode()) > 123:
+            raise ConfigurationError(f"close(reason={reason!r}): must be a string of at most 123 bytes")
+        self._session.close(int(code), reason)
+
+    def __enter__(self) -> Client:
+        try:
+            self.connect()
+        except BaseException:  # a KeyboardInterrupt, too, must not leave it trying
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The address it connects to."""
+        return self._settings.address.url
+
+    @property
+    def id(self) -> str | None:
+        """What the server calls this client: another one after every reconnect, None before the first welcome."""
+        return self._session.id
+
+    @property
+    def state(self) -> ClientState:
+        """``"connecting"``, ``"open"``, ``"waiting"`` until the next attempt, or ``"closed"``."""
+        return self._session.state
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """How often the server pings; None if it does not."""
+        return self._session.heartbeat
+
+    @property
+    def server_limits(self) -> dict[str, int] | None:
+        """What the server bounds, such as ``message_size``; None before it has said so."""
+        return self._session.limits
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since this client was made.
+
+        ``sent``, ``received``, ``connects``; ``bad_messages`` that could not be read; ``unclaimed`` messages without
+        a handler that were dropped as too many waited for ``wait_for``; ``discarded`` by ``close``; ``unsent``:
+        waited for a connection that never came, were too large for it, or were answers that the server did not take.
+        """
+        names = ("sent", "received", "connects", "bad_messages", "discarded", "unsent", "unclaimed")
+        return {name: self._stats[name] for name in names}
+
+    # Messages -----------------------------------------------------------------------------------------------
+
+    @overload
+    def on(self, type: str) -> Callable[[H], H]: ...
+
+    @overload
+    def on(self, type: str, handler: H) -> H: ...
+
+    def on(self, type: str, handler: H | None = None) -> H | Callable[[H], H]:
+        """Call ``handler(message)`` for every message of a type; as a decorator without ``handler``.
+
+        ``"*"`` hears every message of the server, answers to calls included. The client itself tells
+        ``"client:state"``, payload ``{"name", "code"?, "reason"?, "retry_in"?}``, and ``"client:left"``, payload
+        ``{"room", "code", "message"}``: a room that let this client in no more after a reconnect.
+
+        What a handler raises is logged, and harms no other.
+        """
+        if handler is None:
+
+            def register(function: H) -> H:
+                self._handlers.add(type, function)
+                return function
+
+            return register
+        self._handlers.add(type, handler)
+        return handler
+
+    def off(self, type: str, handler: Handler) -> None:
+        """Call a handler no more."""
+        self._handlers.remove(type, handler)
+
+    def send(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        room: str | None = None,
+        target: str | Sequence[str] | None = None,
+    ) -> None:
+        """Send a message. Without a connection it waits for the next one; what was sent when one was lost may be lost.
+
+        Waits, at most ``timeout`` seconds, while more waits to be sent than ``ClientLimits.outbox``.
+
+        :param room: where it goes; the server's handler decides what that means. ``target``: ids of clients, likewise.
+        :raises BadMessage, MessageTooBig: it cannot be sent.
+        :raises QueueFull: not connected, and too much waits already.
+        :raises TimedOut: the server takes nothing.
+        :raises ConnectionClosed: this client is closed.
+        """
+        data = self._wire.request(type, payload, room=room, target=target)
+        self._session.transmit(data, None, self._settings.timeout)
+
+    def call(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        room: str | None = None,
+        target: str | Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Send a message and return what its handler returns.
+
+        :param timeout: seconds without an answer, or without an item of one that is streamed; the client's if not
+            given.
+        :raises CallFailed: the server said no; ``.code`` and ``.message`` are its words.
+        :raises TimedOut: no answer in time.
+        :raises ConnectionClosed: the connection was lost before the answer came, or this client is closed.
+        :raises BadMessage, MessageTooBig, QueueFull: as ``send``; QueueFull also within a handler when so many
+            messages wait for it that no answer can come in.
+        """
+        seconds = self._seconds(timeout)
+        session, question = self._session, Question()
+        ack = session.calls.add(question)
+        try:
+            session.transmit(self._wire.request(type, payload, room=room, target=target, ack=ack), question, seconds)
+            with session.inbox.waiting(question):
+                return question.result(seconds)
+        finally:
+            self._forget(session, ack, question)
+
+    def stream(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        room: str | None = None,
+        target: str | Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Any, None, Any]:
+        """Send a message and yield what its handler yields; it is sent when the loop begins.
+
+        Leaving the loop early ends the stream at the server, too. What the handler returns in the end is the
+        generator's own result, as with ``yield from``.
+
+        :param timeout: seconds without an item.
+        :raises CallFailed: as ``call``; ``overflow`` if more than ``ClientLimits.stream`` items wait to be read.
+        """
+        seconds = self._seconds(timeout)
+        self._wire.request(type, payload, room=room, target=target)  # complains here, not in the loop
+        return self._items(seconds, type, payload, room, target)
+
+    def _items(
+        self, seconds: float, type: str, payload: Any, room: str | None, target: str | Sequence[str] | None
+    ) -> Generator[Any, None, Any]:
+        session, question = self._session, Question(items=self._settings.limits.stream)
+        ack = session.calls.add(question)
+        try:
+            session.transmit(self._wire.request(type, payload, room=room, target=target, ack=ack), question, seconds)
+            while True:
+                with session.inbox.waiting(question):
+                    more, item = question.next_item(seconds)
+                if not more:
+                    return item
+                yield item
+        finally:
+            if ack in session.calls and question.was_sent:
+                session.notify(self._wire.request("system:cancel", {"ack": ack}))
+            self._forget(session, ack, question)
+
+    @staticmethod
+    def _forget(session: Session, ack: str, question: Question) -> None:
+        session.calls.forget(ack)
+        session.withdraw(question)
+
+    def wait_for(self, type: str, *, timeout: float | None = None) -> ClientMessage:
+        """Wait for a message of a type, ``"*"`` for any, and return it; its own handlers do not get it then.
+
+        What came before and no handler has taken counts, so that nothing is missed between ``send`` and this.
+
+        :param timeout: seconds, the client's if not given; ``math.inf`` waits until the client is closed.
+        :raises TimedOut: it did not come in time.
+        :raises ConnectionClosed: this client is closed.
+        :raises QueueFull: within a handler, as ``call``.
+        """
+        if not isinstance(type, str) or not type:
+            raise BadMessage(f"wait_for({type!r}): must be the type of a message, or '*'")
+        return self._session.inbox.wait_for(type, self._seconds(timeout))
+
+    @overload
+    def answer(self, type: str) -> Callable[[H], H]: ...
+
+    @overload
+    def answer(self, type: str, answerer: H) -> H: ...
+
+    def answer(self, type: str, answerer: H | None = None) -> H | Callable[[H], H]:
+        """Answer what the server's handlers ask with ``call``: ``answerer(message)`` returns the result.
+
+        ``"*"`` answers what nothing else does. A Reject it raises is told with its code.
+        """
+        if answerer is None:
+
+            def register(function: H) -> H:
+                self._handlers.answer(type, function)
+                return function
+
+            return register
+        self._handlers.answer(type, answerer)
+        return answerer
+
+    # Rooms --------------------------------------------------------------------------------------------------
+
+    def join(self, room: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Join a room that the server opens to clients, again by itself after every reconnect.
+
+        Returns who is in it: ``{"room", "id", "members": [{"id", "metadata"}], "total"}``.
+
+        :raises CallFailed: ``forbidden``; and as ``call``.
+        """
+        result: dict[str, Any] = self._rooms.join(room, timeout)
+        return result
+
+    def leave(self, room: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Leave a room; returns ``{"room", "left"}``. Nobody comes back to a room that was left.
+
+        :raises CallFailed: ``forbidden``; and as ``call``.
+        """
+        result: dict[str, Any] = self._rooms.leave(room, timeout)
+        return result
+
+    # Inside -------------------------------------------------------------------------------------------------
+
+    def _new_session(self) -> Session:
+        return Session(self._settings, self._handlers, self._stats, self._opened)
+
+    def _opened(self) -> None:
+        self._rooms.rejoin()
+        self.presence.repeat()
+
+    def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
+        self._session.ask_again(call, lambda ack: self._wire.request(type, payload, room=room, ack=ack))
+
+    def _told_left(self, left: dict[str, Any]) -> None:
+        self._session.inbox.tell(ClientMessage("client:left", left))
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._settings.timeout if timeout is None else check_seconds("timeout", timeout)

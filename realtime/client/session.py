@@ -1,0 +1,423 @@
+"""A Client from ``connect()`` until it is closed for good: its connections one after the other, and its two threads.
+
+One thread connects, receives, writes what the kernel did not take at once, and connects again. It never waits for
+anything but the network and the clock, so that answers always arrive. The other runs handlers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from realtime.client.calls import Calls, Pending
+from realtime.client.handlers import Handlers
+from realtime.client.inbox import Entry, Inbox
+from realtime.client.link import Link
+from realtime.client.options import check_headers
+from realtime.client.states import NOT_YET, ClientState, Ended, Settings
+from realtime.client.stream import Stream
+from realtime.client.waiting import SendQueue
+from realtime.client.watchdog import Due, SilenceWatch
+from realtime.client.wire import ClientMessage
+from realtime.codes import CloseCode
+from realtime.config import Heartbeat
+from realtime.errors import (
+    BadMessage,
+    ConfigurationError,
+    ConnectionClosed,
+    HandshakeError,
+    MessageTooBig,
+    TimedOut,
+)
+
+__all__ = ["CLOSE_HANDSHAKE", "Session"]
+
+log = logging.getLogger("realtime.client")
+
+CLOSE_HANDSHAKE = 5.0  # seconds the server has to answer our close frame
+_STEADY_AFTER = 10.0  # a connection that was open for so many seconds starts the back-off anew
+
+
+class Session:
+    """See the module. Its lock guards the state and the order of what is sent; nothing waits while it has it.
+
+    :param on_open: called by the thread that reads, after every welcome and before anything else is sent.
+    """
+
+    def __init__(
+        self, settings: Settings, handlers: Handlers, stats: Counter[str], on_open: Callable[[], None]
+    ) -> None:
+        self.state = ClientState.CLOSED
+        self.id: str | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.limits: dict[str, int] | None = None
+        self.opens = 0
+        """How often the server has welcomed us."""
+        self.calls = Calls()
+        self.inbox = Inbox(settings.limits, handled=handlers.has, on_room=self._wake, stats=stats)
+        self._settings = settings
+        self.inbox.end(NOT_YET.error)
+        self._handlers = handlers
+        self._stats = stats
+        self._on_open = on_open
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._queue = SendQueue(settings.limits)
+        self._stream: Stream | None = None
+        self._link: Link | None = None
+        self._watch = SilenceWatch(None)
+        self._deadline = 0.0  # of the attempt, or of the close handshake
+        self._opened_at = 0.0
+        self._patient = True
+        self._stopping = threading.Event()
+        self._ended = NOT_YET
+        self._reader = threading.Thread(target=self._run, name="realtime-client", daemon=True)
+        self._handling = threading.Thread(target=self._handle_all, name="realtime-client-handlers", daemon=True)
+
+    # Coming and going, from any thread ----------------------------------------------------------------------
+
+    def start(self, *, patient: bool) -> None:
+        """Begin. Not ``patient``: a first attempt that fails is the last."""
+        self._patient = patient
+        self.inbox.begin()
+        self.state = ClientState.CONNECTING
+        self._handling.start()
+        self._reader.start()
+
+    def wait_open(self, since: int) -> None:
+        """Wait until it is open, or was meanwhile: more often than ``since`` times. Raises what ended it before."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.opens > since or self.state in (ClientState.OPEN, ClientState.CLOSED))
+            if self.opens <= since and self.state is ClientState.CLOSED:
+                raise self._ended.error()
+
+    def close(self, code: int, reason: str) -> None:
+        """End it for good; wait for the threads, but for the one that calls."""
+        with self._lock:
+            self._stats["discarded"] += self.inbox.discard()
+            if not self._stopping.is_set() and self.state is not ClientState.CLOSED:
+                self._ended = Ended(code, reason)
+                self._deadline = time.monotonic() + CLOSE_HANDSHAKE
+                self._stopping.set()
+                self._end_for_good()
+                if self._link is not None:
+                    self._link.close(code, reason)
+                self._wake()
+        me = threading.current_thread()
+        for thread in (self._reader, self._handling):
+            if thread is not me and thread.is_alive() and me is not self._reader:
+                thread.join(CLOSE_HANDSHAKE + 1)
+                if thread.is_alive():
+                    log.warning("%s: still busy after close(): a handler, or a look-up of a name", thread.name)
+
+    def _wake(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.wake()
+
+    # Sending, from any thread -------------------------------------------------------------------------------
+
+    def transmit(self, data: bytes, call: Pending | None, timeout: float) -> None:
+        """Send a message now, or keep it for the next connection.
+
+        :raises TimedOut: the server takes nothing, and there was no room to wait for ``timeout`` seconds.
+        :raises ConnectionClosed, QueueFull, MessageTooBig: it cannot be sent.
+        """
+        stream = self._stream
+        if stream is not None and self.state is ClientState.OPEN and not stream.wait_for_room(timeout):
+            raise TimedOut(f"the server took nothing for {timeout:g} s")
+        with self._lock:
+            if self.state is ClientState.CLOSED or self._stopping.is_set():
+                raise self._ended.error()
+            if self.state is ClientState.OPEN and self._send_now(data, call):
+                return
+            self._queue.put(data, call)
+
+    def withdraw(self, call: Pending) -> None:
+        """Take back a question that still waits to be sent."""
+        with self._lock:
+            if not call.was_sent:
+                self._queue.withdraw(call)
+
+    def notify(self, data: bytes) -> None:
+        """Send something that only this connection's server wants to know, if there is one. Never raises."""
+        with self._lock:
+            if self._link is not None and self.state is ClientState.OPEN:
+                self.reply(self._link, data)
+
+    def reply(self, link: object, data: bytes) -> None:
+        """Answer a question on the connection it came by, and on no other."""
+        with self._lock:
+            if link is self._link and self._link is not None:
+                try:
+                    self._link.send(self._settings.wire.frame(data))
+                    self._stats["sent"] += 1
+                except ConnectionClosed:
+                    pass  # who asked is gone
+
+    def check_size(self, data: bytes) -> None:
+        """A server ends the connection, for good, over a message that is too large for it."""
+        most = (self.limits or {}).get("message_size")
+        if isinstance(most, int) and len(data) > most:
+            raise MessageTooBig(f"the server takes messages of {most} bytes, not of {len(data)}")
+
+    def _send_now(self, data: bytes, call: Pending | None) -> bool:
+        """Send; False if the connection has just ended, which nobody has said yet."""
+        self.check_size(data)
+        assert self._link is not None
+        try:
+            self._link.send(self._settings.wire.frame(data))
+        except ConnectionClosed:
+            return False
+        if call is not None:
+            call.was_sent = True
+        self._stats["sent"] += 1
+        return True
+
+    # The thread that reads ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        ended = NOT_YET
+        while not self._stopping.is_set():
+            try:
+                ended = self._connection()
+            except Exception as error:  # a fault of ours must not leave callers waiting
+                log.exception("the client failed")
+                ended = Ended(CloseCode.INTERNAL_ERROR, str(error))
+            was_open = self.state is ClientState.OPEN
+            if was_open and time.monotonic() - self._opened_at >= _STEADY_AFTER:
+                failures = 0
+            self._patient = self._patient or was_open
+            self._unlink(ended)
+            if not (self._settings.reconnect and self._patient and ended.may_pass) or self._stopping.is_set():
+                break
+            delay = ended.retry_after
+            if delay is None:
+                delay = self._settings.backoff.delay(failures)
+                failures += 1
+            self._enter(ClientState.WAITING, code=int(ended.code), reason=ended.reason, retry_in=delay)
+            self._stopping.wait(delay)
+        with self._lock:
+            if not self._stopping.is_set():
+                self._ended = ended
+                self._end_for_good()
+
+    def _connection(self) -> Ended:
+        """One connection from its beginning to its end."""
+        self._deadline = time.monotonic() + self._settings.timeout
+        self._enter(ClientState.CONNECTING)
+        try:
+            link = self._open()
+        except HandshakeError as error:
+            return Ended(CloseCode.ABNORMAL, error.message, error)
+        except ConfigurationError as error:
+            return Ended(CloseCode.ABNORMAL, str(error), error)
+        except ConnectionClosed as error:
+            return Ended(error.code, error.reason)
+        except OSError as error:
+            address = self._settings.address
+            return Ended(CloseCode.ABNORMAL, f"cannot connect to {address.host}:{address.port}: {error}", error)
+        with self._lock:
+            self._link = link
+            if self._stopping.is_set():
+                link.close(self._ended.code, self._ended.reason)
+        self._greet()
+        link.run()
+        assert self._stream is not None
+        failure = self._stream.error
+        reason = link.close_message or (str(failure) if failure and link.close_reason == CloseCode.ABNORMAL else "")
+        return Ended(int(link.close_reason), reason)
+
+    def _open(self) -> Link:
+        settings = self._settings
+        headers = check_headers(settings.address, settings.headers())
+        stream = Stream(tls=settings.tls, outbox=settings.limits.outbox, tick=self._tick, paused=self._is_paused)
+        with self._lock:
+            self._stream = stream
+        try:
+            stream.open(settings.address.host, settings.address.port)
+            link = Link(
+                stream,
+                settings.address,
+                headers=headers,
+                subprotocols=settings.wire.subprotocols,
+                message_size=settings.limits.message_size,
+                response_head=settings.limits.response_head,
+                deliver=self._received,
+            )
+            if settings.wire.subprotocols and link.subprotocol is None:
+                raise HandshakeError(502, f"the server does not speak {settings.wire.subprotocols[0]}")
+        except BaseException:
+            stream.close()
+            raise
+        return link
+
+    def _greet(self) -> None:
+        hello = self._settings.wire.request("system:hello", self._settings.hello)
+        self.reply(self._link, hello)
+
+    def _tick(self) -> float | None:
+        """Before each wait: see whether it is in vain, and how long it may take."""
+        now = time.monotonic()
+        link = self._link
+        if self._stopping.is_set():
+            if link is None or now >= self._deadline:
+                raise ConnectionClosed(self._ended.code, self._ended.reason)
+            return self._deadline - now
+        if self.state is not ClientState.OPEN:
+            if now >= self._deadline:
+                raise self._give_up(f"the server did not welcome us within {self._settings.timeout:g} s")
+            return self._deadline - now
+        assert self._stream is not None
+        due, wait = self._watch.look(now, self._stream.heard_at)
+        if due is Due.GIVE_UP:
+            raise self._give_up("nothing was heard from the server")
+        if due is Due.PROBE:
+            self._greet()
+        return wait
+
+    def _give_up(self, reason: str) -> ConnectionClosed:
+        if self._link is None:
+            return ConnectionClosed(CloseCode.HEARTBEAT_TIMEOUT, reason)
+        return self._link.fail(CloseCode.HEARTBEAT_TIMEOUT, reason)
+
+    def _is_paused(self) -> bool:
+        if not self.inbox.is_full():
+            return False
+        assert self._stream is not None
+        self._stream.heard_at = time.monotonic()  # it is we who do not listen
+        return True
+
+    def _received(self, data: str | bytes) -> None:
+        if self._stopping.is_set():
+            self._stats["discarded"] += 1
+            return
+        try:
+            message = self._settings.wire.message(data)
+        except BadMessage as error:
+            self._stats["bad_messages"] += 1
+            if self._stats["bad_messages"] == 1:
+                log.warning("the server sends what is no message: %s: %.200r", error, data)
+            return
+        self._stats["received"] += 1
+        name = message.type
+        if self.calls.take(message) or _is_answer(message):
+            self.inbox.hear(message, len(data), self._link)
+        elif name == "system:welcome":
+            if self.state is ClientState.CONNECTING:
+                self._welcomed(message)
+            listened = self._handlers.has(name)  # else it is not kept for wait_for: one comes for every probe
+            (self.inbox.put if listened else self.inbox.hear)(message, len(data), self._link)
+        elif not name.startswith("client:"):  # those are told by this client
+            if name == "system:error" and not self._handlers.has(name):
+                log.warning("the server says no: %s", message.payload)
+            self.inbox.put(message, len(data), self._link)
+
+    def _welcomed(self, message: ClientMessage) -> None:
+        welcome = message.payload if isinstance(message.payload, dict) else {}
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self.id = welcome.get("id")
+            limits = welcome.get("limits")
+            self.limits = limits if isinstance(limits, dict) else None
+            self.heartbeat = _heartbeat(welcome.get("heartbeat"))
+            self._watch = SilenceWatch(self.heartbeat)
+            self._opened_at = time.monotonic()
+            self.opens += 1
+            self._stats["connects"] += 1
+            self._on_open()
+            self._flush()
+            self._enter(ClientState.OPEN)
+
+    def ask_again(self, call: Pending, make: Callable[[str], bytes]) -> None:
+        """Within ``on_open``: ask without waiting."""
+        ack = self.calls.add(call)
+        self.reply(self._link, make(ack))
+
+    def _flush(self) -> None:
+        """Send what was queued."""
+        while (entry := self._queue.take()) is not None:
+            try:
+                if not self._send_now(entry.data, entry.call):
+                    self._queue.put_back(entry)
+                    return
+            except MessageTooBig as error:
+                if entry.call is not None:
+                    entry.call.fail(error)
+                else:
+                    self._stats["unsent"] += 1
+                    log.error("a message that waited for the connection is not sent: %s", error)
+
+    def _unlink(self, ended: Ended) -> None:
+        """Let go of the connection; what was asked over it is not answered any more."""
+        with self._lock:
+            self._link = None
+            if self.state is ClientState.OPEN:
+                self.state = ClientState.WAITING  # until it is said what comes next: nothing can be sent
+        lost = f"the connection was lost before the answer came: {ended.code} {ended.reason}".rstrip()
+        self.calls.fail_all(lambda: ConnectionClosed(ended.code, lost), unsent_too=False)
+
+    def _end_for_good(self) -> None:
+        self._stats["unsent"] += self._queue.clear()
+        self.calls.fail_all(self._ended.error, unsent_too=True)
+        self._become(ClientState.CLOSED, code=int(self._ended.code), reason=self._ended.reason)
+        self.inbox.end(self._ended.error)
+
+    def _enter(self, state: ClientState, **details: object) -> None:
+        with self._lock:
+            if not self._stopping.is_set():
+                self._become(state, **details)
+
+    def _become(self, state: ClientState, **details: object) -> None:
+        self.state = state
+        self.inbox.tell(ClientMessage("client:state", {"name": state.value, **details}))
+        self._changed.notify_all()
+
+    # The thread that handles ------------------------------------------------------------------------------------
+
+    def _handle_all(self) -> None:
+        while (entry := self.inbox.take()) is not None:
+            message = entry.message
+            if entry.claimed:
+                self._handlers.tell(message.type, message)
+                if message.ack is not None:
+                    self._answer(entry)
+            if entry.source is not None:
+                self._handlers.tell("*", message)
+
+    def _answer(self, entry: Entry) -> None:
+        kind, payload = self._handlers.answer_to(entry.message)
+        try:
+            data = self._settings.wire.request(kind, payload)
+            self.check_size(data)
+        except (BadMessage, MessageTooBig) as error:
+            log.error("the answer to %r cannot be sent: %s", entry.message.type, error)
+            refusal = {"ack": entry.message.ack, "code": "rejected", "message": str(error)}
+            data = self._settings.wire.request("system:error", refusal)
+        stream = self._stream
+        if stream is None or stream.wait_for_room(self._settings.timeout):
+            self.reply(entry.source, data)
+        else:
+            self._stats["unsent"] += 1
+            log.error("the answer to %r is not sent: the server takes nothing", entry.message.type)
+
+
+def _is_answer(message: ClientMessage) -> bool:
+    """Tell whether this answers a call, if only one that was given up meanwhile."""
+    if message.type in ("system:ack", "system:stream"):
+        return True
+    return message.type == "system:error" and isinstance(message.payload, dict) and "ack" in message.payload
+
+
+def _heartbeat(told: Any) -> Heartbeat | None:
+    """Return how often the server says it pings; None if it does not, or says nothing of use."""
+    try:
+        return Heartbeat(interval=told["interval"], timeout=told["timeout"])
+    except (TypeError, KeyError, ConfigurationError):
+        return None

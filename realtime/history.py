@@ -1,0 +1,369 @@
+"""The history of rooms that keep one: every message stamped with a cursor on its way, and kept to be asked for.
+
+A node is current with a room while it has members of it: then every message of the room comes here. When the first
+member comes, the node fetches from the others what it lacks; when a message comes too early, because some before it
+were lost between nodes, it waits until those are fetched. So any node can tell what somebody has missed who was on
+another before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from heapq import heapify, heappop, heapreplace
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from realtime.cluster import Cluster
+from realtime.config import Limits
+from realtime.cursors import Position
+from realtime.errors import BadMessage, RealtimeError
+from realtime.message import CODECS, JSON, MSGPACK, Mark, Outbound, Stamped
+from realtime.room_log import LOG_COST, Entry, RoomLog
+from realtime.room_rules import RoomRule, RoomRules
+
+__all__ = ["Delivery", "History", "kept_message"]
+
+log = logging.getLogger("realtime.history")
+
+SYNC_TIMEOUT = 2.0  # seconds that the other nodes have to tell what they keep
+SWEEP = 1.0  # seconds between looks for what has expired
+SHARED_BYTES = 512 * 1024  # bytes of entries in one answer to another node
+AFTER_OVERFLOW = 0.9  # of Limits.history that is kept where it was full: not to look at all rooms for each message
+
+Delivery = tuple[Outbound, Collection[str]]
+"""A message, and whom to leave out."""
+
+
+class History:
+    """The logs of this node.
+
+    :param rules: say which rooms keep a history.
+    :param cluster: returns the other nodes.
+    :param deliver: delivers to this node's members of a room. May switch.
+    :param has_msgpack: tells whether a client here speaks MessagePack, which carries what JSON cannot.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        rules: RoomRules,
+        counters: Counter[str],
+        *,
+        cluster: Callable[[], Cluster],
+        deliver: Callable[[str, Outbound, Collection[str]], int],
+        has_msgpack: Callable[[], bool],
+    ) -> None:
+        self._limits = limits
+        self._rules = rules
+        self._counters = counters
+        self._cluster = cluster
+        self._deliver = deliver
+        self._has_msgpack = has_msgpack
+        self._logs: dict[str, RoomLog] = {}
+        self._bytes = 0
+        self._current: dict[str, Event | None] = {}
+        """Rooms with members here; an Event while the others are being asked."""
+        self._held: dict[str, dict[str, int]] = {}
+        self._fetching: dict[str, gevent.Greenlet[..., None]] = {}
+        self._running = False
+        self._sweeper: gevent.Greenlet[..., None] | None = None
+
+    # Lifecycle -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let go of what has expired from now on, whenever there is a log."""
+        self._running = True
+
+    def stop(self) -> None:
+        """Forget everything. Switches."""
+        self._running = False
+        greenlets = [*self._fetching.values(), *filter(None, [self._sweeper])]
+        self._sweeper = None
+        self._fetching.clear()
+        gevent.killall(greenlets, timeout=1.0)
+        self._logs.clear()
+        self._current.clear()
+        self._held.clear()
+        self._bytes = 0
+
+    def stats(self) -> dict[str, int]:
+        """Return what is kept."""
+        return {
+            "rooms": len(self._logs),
+            "messages": sum(len(one.entries) for one in self._logs.values()),
+            "bytes": self._bytes,
+        }
+
+    def _sweep(self) -> None:
+        while self._logs:
+            gevent.sleep(SWEEP)
+            self.sweep(time.time())
+        self._sweeper = None
+
+    def sweep(self, now: float) -> None:
+        """Let go of what has expired at ``now``."""
+        for room, one in list(self._logs.items()):
+            before = one.bytes
+            one.expire(now)
+            self._bytes += one.bytes - before
+            if not self._is_needed(room) and one.is_idle(now):
+                self._forget(room)
+
+    def _forget(self, room: str) -> None:
+        self._bytes -= self._logs.pop(room).bytes + LOG_COST
+
+    # Rooms ---------------------------------------------------------------------------------------------
+
+    def rule(self, room: str) -> RoomRule | None:
+        """Return the rule of a room that keeps its history; None for any other."""
+        if not self._rules.keep_history:
+            return None
+        rule = self._rules.rule_for(room)
+        return rule if rule is not None and rule.history else None
+
+    def log_of(self, room: str) -> RoomLog | None:
+        """Return the log of a room; None if it keeps none."""
+        found = self._logs.get(room)
+        if found is None:
+            rule = self.rule(room)
+            if rule is None:
+                return None
+            found = self._logs[room] = RoomLog(
+                room,
+                most=rule.history,
+                most_bytes=self._limits.history_room,
+                ttl=rule.ttl,
+                recover=rule.recover,
+                now=time.time(),
+            )
+            self._bytes += LOG_COST
+            if self._sweeper is None and self._running:
+                self._sweeper = gevent.spawn(self._sweep)
+            if self._bytes > self._limits.history:
+                self._evict()
+        return found
+
+    def entered(self, room: str, client_id: str) -> None:
+        """A client of this node joined a room. Parks until this node is current with it, ``SYNC_TIMEOUT`` at most."""
+        if self.rule(room) is None:
+            return
+        state = self._current.get(room, _UNKNOWN)
+        if state is None:
+            return
+        with self.held(room, client_id):
+            if isinstance(state, Event):
+                state.wait(SYNC_TIMEOUT)
+                return
+            done = self._current[room] = Event()
+            try:
+                self.sync(room)
+            finally:
+                if self._current.get(room) is done:
+                    self._current[room] = None
+                done.set()
+
+    def emptied(self, room: str) -> None:
+        """The last client of this node left a room: the others send nothing of it here any more."""
+        self._current.pop(room, None)
+
+    def _is_needed(self, room: str) -> bool:
+        return room in self._current or room in self._fetching
+
+    def is_current(self, room: str) -> bool:
+        """Tell whether everything that is sent to a room comes here."""
+        return self._current.get(room, _UNKNOWN) is None
+
+    # Members who are not to get what is new yet ----------------------------------------------------------
+
+    def held(self, room: str, client_id: str) -> _Hold:
+        """Return a context in which a member gets nothing of a room but what is replayed to it."""
+        return _Hold(self._held, room, client_id)
+
+    def without_held(self, room: str, except_ids: Collection[str]) -> Collection[str]:
+        """Return whom to leave out."""
+        held = self._held.get(room)
+        return except_ids if held is None else {*except_ids, *held}
+
+    # Messages ------------------------------------------------------------------------------------------
+
+    def publish(self, room: str, message: Outbound, except_ids: Collection[str]) -> Delivery:
+        """Keep a message for a room that keeps its history; return what goes to the members here.
+
+        ``message`` gets the mark by which other nodes know it.
+
+        :raises BadMessage: it cannot be encoded.
+        """
+        one = self.log_of(room)
+        if one is None:
+            return message, except_ids
+        codec = MSGPACK if self._has_msgpack() else JSON
+        body = message.encoded(codec)
+        now = time.time()
+        entry = Entry(one.origin, one.next_sequence(one.origin), now, codec.name, body, tuple(except_ids))
+        message.mark = Mark(entry.origin, entry.sequence, now)
+        self._add(one, entry, now)
+        return _stamped(one, message), self.without_held(room, except_ids)
+
+    def _add(self, one: RoomLog, entry: Entry, now: float) -> list[Entry]:
+        before = one.bytes
+        taken = one.add(entry, now)
+        self._bytes += one.bytes - before
+        if self._bytes > self._limits.history:
+            self._evict()
+        return taken
+
+    def _evict(self) -> None:
+        """Let go of the oldest messages of all rooms, and of logs without any, until there is some room again."""
+        heap = [(one.oldest, room) for room, one in self._logs.items() if one.entries or not self._is_needed(room)]
+        heapify(heap)
+        while heap and self._bytes > self._limits.history * AFTER_OVERFLOW:
+            room = heap[0][1]
+            one = self._logs[room]
+            if one.entries:
+                before = one.bytes
+                one.drop_oldest()
+                self._bytes += one.bytes - before
+                self._counters["history_evicted"] += 1
+            else:
+                self._forget(room)
+            if one.entries:
+                heapreplace(heap, (one.oldest, room))
+            else:
+                heappop(heap)
+
+    def receive(self, room: str, message: Outbound, except_ids: Collection[str]) -> Iterable[Delivery]:
+        """Take a message that another node published; return what is to be delivered to the members here, in order.
+
+        Nothing, if messages before it are missing: then it is delivered after those were fetched.
+        """
+        mark = message.mark
+        one = self.log_of(room) if mark is not None else None
+        if mark is None or one is None:
+            return [(message, except_ids)]
+        codec = MSGPACK if MSGPACK in message.codecs() else JSON
+        entry = Entry(mark.origin, mark.sequence, mark.at, codec.name, message.encoded(codec), tuple(except_ids))
+        before = one.position
+        taken = self._add(one, entry, time.time())
+        if not taken:
+            if one.waits_for:
+                self._counters["history_gaps"] += 1
+                self._fetch(room)
+            return []
+        if len(taken) == 1:
+            return [(_stamped(one, message), self.without_held(room, except_ids))]
+        return self._deliveries(room, one, taken, before)
+
+    def _deliveries(self, room: str, one: RoomLog, entries: Iterable[Entry], position: Position) -> list[Delivery]:
+        """Return entries as what is to be delivered. ``position``: before the first of them."""
+        deliveries: list[Delivery] = []
+        for entry in entries:
+            position[entry.origin] = entry.sequence
+            outbound = kept_message(one, entry, position)
+            deliveries.append((outbound, self.without_held(room, entry.except_ids)))
+        return deliveries
+
+    # Other nodes ---------------------------------------------------------------------------------------
+
+    def sync(self, room: str) -> None:
+        """Fetch from the other nodes what this one lacks of a room, and deliver it. Parks."""
+        one = self.log_of(room)
+        if one is None:
+            return
+        answers = self._cluster().gather("history", {"room": room, "position": one.position}, SYNC_TIMEOUT)
+        shared = [answer for answer in map(_read_shared, answers) if answer is not None]
+        before, bytes_before = one.position, one.bytes
+        taken = one.merge(shared, time.time())
+        self._bytes += one.bytes - bytes_before
+        for message, except_ids in self._deliveries(room, one, taken, before):
+            self._deliver(room, message, except_ids)
+
+    def _fetch(self, room: str) -> None:
+        """Fetch what is missing, in a greenlet of its own."""
+        if room not in self._fetching:
+            self._fetching[room] = gevent.spawn(self._fetch_missing, room)
+
+    def _fetch_missing(self, room: str) -> None:
+        try:
+            self.sync(room)
+        except RealtimeError as error:
+            log.warning("what is missing of room %r cannot be fetched: %s", room, error)
+        finally:
+            self._fetching.pop(room, None)
+
+    def share(self, arguments: Mapping[str, Any]) -> Any:
+        """Answer another node's question for what it lacks. Raises BadMessage."""
+        room, position = arguments.get("room"), arguments.get("position")
+        if not isinstance(room, str) or not _is_position(position):
+            raise BadMessage("a question for history without room and position")
+        one = self._logs.get(room)
+        if one is None:
+            return None
+        assert position is not None
+        entries, latest = one.share(position, SHARED_BYTES, time.time())
+        return {"entries": [list(_fields(entry)) for entry in entries], "position": latest}
+
+
+def kept_message(one: RoomLog, entry: Entry, position: Position) -> Outbound:
+    """Return a kept message as it goes out to somebody who is at ``position`` after it."""
+    message = Outbound.relayed({entry.codec: entry.body})
+    return Stamped(message, one.cursor_at(position)) if one.recover else message
+
+
+def _stamped(one: RoomLog, message: Outbound) -> Outbound:
+    return Stamped(message, one.cursor) if one.recover else message
+
+
+class _Hold:
+    """Several may hold one member at once."""
+
+    __slots__ = ("_client_id", "_held", "_room")
+
+    def __init__(self, held: dict[str, dict[str, int]], room: str, client_id: str) -> None:
+        self._held = held
+        self._room = room
+        self._client_id = client_id
+
+    def __enter__(self) -> None:
+        members = self._held.setdefault(self._room, {})
+        members[self._client_id] = members.get(self._client_id, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        members = self._held.get(self._room)
+        if members is None or self._client_id not in members:  # it was stopped meanwhile
+            return
+        members[self._client_id] -= 1
+        if not members[self._client_id]:
+            del members[self._client_id]
+            if not members:
+                del self._held[self._room]
+
+
+_UNKNOWN = object()
+
+
+def _fields(entry: Entry) -> tuple[Any, ...]:
+    return entry.origin, entry.sequence, entry.at, entry.codec, entry.body, list(entry.except_ids)
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, dict) and all(type(key) is str and type(item) is int for key, item in value.items())
+
+
+def _read_shared(answer: Any) -> tuple[list[Entry], Position] | None:
+    """Return what another node shares; None if it has nothing, or said what makes no sense."""
+    if not isinstance(answer, dict) or not _is_position(answer.get("position")):
+        return None
+    try:
+        entries = [
+            Entry(str(origin), int(sequence), float(at), str(codec), bytes(body), tuple(map(str, except_ids)))
+            for origin, sequence, at, codec, body, except_ids in answer["entries"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        log.warning("a node shares a history that cannot be read")
+        return None
+    return [entry for entry in entries if entry.codec in CODECS], answer["position"]

@@ -1,0 +1,1 @@
+"""Our kernel in what people have already: WSGI servers and Flask."""

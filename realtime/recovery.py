@@ -1,0 +1,176 @@
+"""Recovery: joining a room from where somebody was, with what was missed first and nothing twice; and its history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from realtime.codes import ErrorCode
+from realtime.connection import Connection
+from realtime.cursors import Position, read_cursor
+from realtime.errors import Reject
+from realtime.history import kept_message
+from realtime.message import CODECS
+from realtime.room_log import Entry, RoomLog
+
+if TYPE_CHECKING:
+    from realtime.hub import Hub
+
+__all__ = ["MOST_REPLAYED", "HistoryPage", "Recovery", "Replay"]
+
+MOST_REPLAYED = 300  # messages that one request replays; the rest is there for the next
+
+
+class Recovery(NamedTuple):
+    """What became of joining a room with a cursor."""
+
+    recovered: bool
+    """Everything that was missed has been sent, in order, and nothing twice; or, with ``more``, the first part."""
+    reason: str | None = None
+    """Why not."""
+    replayed: int = 0
+    """How many messages were sent."""
+    more: bool = False
+    """There is more than that: the client is not in the room yet. Join again with the last cursor."""
+    cursor: str | None = None
+    """How far the client is now."""
+    joined: bool = False
+    """Whether the client is in the room because of this."""
+
+
+class HistoryPage(NamedTuple):
+    """Messages of a room, the oldest first."""
+
+    messages: Sequence[dict[str, Any]]
+    """As clients get them: ``{"type", "payload", "room", "timestamp", "cursor"}``."""
+    cursor: str | None
+    """Right after the last of them."""
+    more: bool = False
+    """There are newer ones."""
+    recovered: bool = True
+    """With ``since``: nothing is missing between it and the first of them."""
+    reason: str | None = None
+    """Why not."""
+
+
+class Replay:
+    """What clients and handlers ask of the history of rooms."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._history = hub.history
+
+    def cursor(self, room: str) -> str | None:
+        """Return how far a room is, for somebody who has everything; None if it is not recoverable."""
+        one = self._history.log_of(room)
+        return None if one is None or not one.recover else one.cursor
+
+    def join(self, connection: Connection, room: str, since: object) -> Recovery:
+        """Put a client of this node into a room, after it was sent what it missed. Parks.
+
+        :param since: the cursor of the last message it has.
+        :raises BadRoom, TooManyRooms, UnknownClient: as ``RoomManager.join``.
+        :raises ConnectionClosed: it went meanwhile.
+        """
+        rooms, history = self._hub.rooms, self._history
+        one = history.log_of(room)
+        if one is None or not one.recover:
+            return Recovery(False, "the room is not recoverable", joined=rooms.join(room, connection.id))
+        if rooms.contains_here(room, connection.id):
+            return Recovery(True, cursor=one.cursor)
+        position = read_cursor(one.tag, since)
+        if position is None:
+            joined = rooms.join(room, connection.id)
+            return Recovery(False, "it is no cursor of this room", cursor=self.cursor(room), joined=joined)
+        if not history.is_current(room):
+            history.sync(room)
+        missed = one.missed(position, time.time())
+        if len(missed.entries) > MOST_REPLAYED:
+            replayed = self._send(connection, one, missed.entries[:MOST_REPLAYED], position)
+            return Recovery(True, None, replayed, more=True, cursor=one.cursor_at(position))
+        with history.held(room, connection.id):
+            joined = rooms.join(room, connection.id)
+            return self._catch_up(connection, room, one, position, joined)
+
+    def carry_on(self, connection: Connection, room: str, position: Position) -> Recovery:
+        """Send a client that came here with its place in a room what it has missed on the way. Parks.
+
+        The caller holds it in the room, and joined it to it.
+        """
+        one = self._history.log_of(room)
+        if one is None:
+            return Recovery(False, "the room keeps no history here")
+        self._history.entered(room, connection.id)
+        return self._catch_up(connection, room, one, position, True)
+
+    def _catch_up(
+        self, connection: Connection, room: str, one: RoomLog, position: Position, joined: bool
+    ) -> Recovery:
+        """Replay until there is nothing more: then what is new goes to the member, with no switch in between."""
+        if one.is_behind(position):  # the client was faster than what it had seen on another node
+            self._history.sync(room)
+        replayed = 0
+        while True:
+            missed = one.missed(position, time.time())
+            if missed.reason is not None:
+                return Recovery(False, missed.reason, replayed, cursor=one.cursor, joined=joined)
+            if not missed.entries:
+                return Recovery(True, None, replayed, cursor=one.cursor, joined=joined)
+            replayed += self._send(connection, one, missed.entries, position)
+
+    def _send(
+        self, connection: Connection, one: RoomLog, entries: Sequence[Entry], position: Position
+    ) -> int:
+        """Send kept messages to one client, which moves ``position``; return how many. Parks."""
+        sent = 0
+        patience = self._hub.limits.backpressure_timeout
+        for entry in entries:
+            position[entry.origin] = entry.sequence
+            if connection.id not in entry.except_ids:
+                outbound = kept_message(one, entry, position)
+                self._hub.deliver(connection, outbound, patience=patience)
+                sent += 1
+        self._hub.counters["replayed"] += sent
+        return sent
+
+    def page(self, room: str, limit: int = 50, since: str | None = None) -> HistoryPage:
+        """Return what a room keeps: the newest ``limit`` messages, or the first ``limit`` after a cursor. Parks.
+
+        :raises Reject: ``bad_message``: ``limit`` is no number from 1 to 300.
+        """
+        if type(limit) is not int or not 1 <= limit <= MOST_REPLAYED:
+            raise Reject(f"limit={limit!r}: must be from 1 to {MOST_REPLAYED}", code=ErrorCode.BAD_MESSAGE)
+        self._hub.rooms.check_name(room)
+        one = self._history.log_of(room)
+        if one is None:
+            return HistoryPage((), None, recovered=since is None, reason="the room keeps no history")
+        if not self._history.is_current(room):
+            self._history.sync(room)
+        return self._since(room, one, limit, since) if since is not None else self._newest(room, one, limit)
+
+    def _newest(self, room: str, one: RoomLog, limit: int) -> HistoryPage:
+        skipped = max(0, len(one.entries) - limit)
+        messages = [
+            self._shown(one, entry, position)
+            for number, (entry, position) in enumerate(one.walk(time.time()))
+            if number >= skipped
+        ]
+        return HistoryPage(messages, self.cursor(room))
+
+    def _since(self, room: str, one: RoomLog, limit: int, since: str) -> HistoryPage:
+        position = read_cursor(one.tag, since)
+        if position is None:
+            page = self._newest(room, one, limit)
+            return page._replace(recovered=False, reason="it is no cursor of this room")
+        missed = one.missed(position, time.time())
+        if missed.reason is not None:
+            return self._newest(room, one, limit)._replace(recovered=False, reason=missed.reason)
+        messages = []
+        for entry in missed.entries[:limit]:
+            position[entry.origin] = entry.sequence
+            messages.append(self._shown(one, entry, position))
+        return HistoryPage(messages, one.cursor_at(position), more=len(missed.entries) > limit)
+
+    def _shown(self, one: RoomLog, entry: Entry, position: Position) -> dict[str, Any]:
+        return kept_message(one, entry, position).shown(CODECS[entry.codec])

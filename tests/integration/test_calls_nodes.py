@@ -1,0 +1,147 @@
+"""Calls over several nodes: what those who stay are told when a node is gone, and when it is there again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mesh_proxy import LoopbackNetwork
+
+from realtime import MeshOptions, PeerMeshTransport, RealtimeKernel, WebRTCSignalingBridge
+from realtime.testing.peers import wait_until
+from realtime.transports.memory import MemoryTransport
+from realtime.transports.memory_client import MemoryClient
+
+PATIENCE = 60.0  # seconds any wait may take before the test fails
+OPTIONS = MeshOptions(ping=0.1, suspect=0.7, down=1.5, backoff=0.05, backoff_max=0.2)
+CALL = "webrtc:lobby"
+
+
+class Node:
+    """A node with a bridge, and one client that is in the call."""
+
+    def __init__(self, number: int, network: LoopbackNetwork, peers: list[str]) -> None:
+        self.id = f"node-{number}"
+        address = network.in_front_of(self.id, lambda: self.mesh.port or 0)
+        self.mesh = PeerMeshTransport(0, node_id=self.id, advertise=address, peers=peers, options=OPTIONS)
+        self.clients = MemoryTransport()
+        self.kernel = RealtimeKernel([self.clients, self.mesh], log_level="critical")
+        WebRTCSignalingBridge().attach(self.kernel)
+        self.kernel.start()
+        self.client = self.clients.connect(metadata={"name": self.id})
+
+    def members(self) -> set[str]:
+        return set(self.kernel.rooms.members(CALL))
+
+
+@pytest.fixture
+def network() -> Iterator[LoopbackNetwork]:
+    made = LoopbackNetwork()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def nodes(network: LoopbackNetwork) -> Iterator[list[Node]]:
+    """Three nodes, whose clients have all joined the call and know of each other."""
+    made: list[Node] = []
+    try:
+        for number in range(3):
+            made.append(Node(number, network, [made[0].mesh.address or ""] if made else []))
+        wait_until(lambda: all(len(node.mesh.nodes()) == 2 for node in made), PATIENCE)
+        joined: set[str] = set()
+        for node in made:
+            node.client.call("webrtc:join", {"room": "lobby"}, timeout=PATIENCE)
+            joined.add(node.client.id)
+            wait_until(lambda: all(node.members() == joined for node in made), PATIENCE)
+        for place, node in enumerate(made):
+            expected = [other.client.id for other in made[place + 1 :]]
+            assert [news(node.client, "webrtc:peer-joined")["id"] for _ in expected] == expected
+        yield made
+    finally:
+        for node in made:
+            node.kernel.stop()
+
+
+def news(client: MemoryClient, event: str) -> Any:
+    """Return the payload of the next event of a call, which must be this one."""
+    while (message := client.receive(PATIENCE))["type"].partition(":")[0] != "webrtc" or "peers" in message["type"]:
+        pass
+    assert message["type"] == event, message
+    return message["payload"]
+
+
+def nothing_more(node: Node) -> None:
+    """The client was told of no other change of the call: the signal that comes next is one it sends itself."""
+    node.kernel.send(node.client.id, {"type": "webrtc:end", "payload": node.id})
+    assert news(node.client, "webrtc:end") == node.id
+
+
+def lost(other: Node) -> dict[str, Any]:
+    return {"room": "lobby", "from": other.client.id, "reason": "lost"}
+
+
+def joined(other: Node, to: Node) -> dict[str, Any]:
+    own = other.client.id
+    return {"room": "lobby", "id": own, "polite": to.client.id < own, "metadata": {"name": other.id}}
+
+
+def test_clients_of_a_node_that_is_gone_are_told_as_lost_once_and_as_joined_when_it_is_back(
+    network: LoopbackNetwork, nodes: list[Node]
+) -> None:
+    *others, last = nodes
+    network.cut(last.id, "*")
+    network.cut("*", last.id)
+    for node in others:
+        assert news(node.client, "webrtc:bye") == lost(last)
+        nothing_more(node)
+    told = [news(last.client, "webrtc:bye") for _ in others]
+    assert sorted(told, key=repr) == sorted(map(lost, others), key=repr)
+    nothing_more(last)
+    network.heal()
+    for node in others:
+        assert news(node.client, "webrtc:peer-joined") == joined(last, node)
+        wait_until(lambda node=node: len(node.members()) == 3, PATIENCE)  # type: ignore[misc]
+        nothing_more(node)
+    told = [news(last.client, "webrtc:peer-joined") for _ in others]
+    assert sorted(told, key=repr) == sorted((joined(node, last) for node in others), key=repr)
+    nothing_more(last)
+
+
+def test_a_client_that_leaves_a_node_which_stops_later_is_told_of_once(nodes: list[Node]) -> None:
+    *others, last = nodes
+    last.client.close()
+    for node in others:
+        assert news(node.client, "webrtc:bye")["reason"] == "closed"
+    last.kernel.stop()
+    for node in others:
+        wait_until(lambda node=node: len(node.mesh.nodes()) == 1, PATIENCE)  # type: ignore[misc]
+        nothing_more(node)
+
+
+def test_clients_of_a_node_that_stops_are_told_of_once_by_it(nodes: list[Node]) -> None:
+    *others, last = nodes
+    last.kernel.stop()
+    for node in others:
+        assert news(node.client, "webrtc:bye")["from"] == last.client.id
+        wait_until(lambda node=node: len(node.mesh.nodes()) == 1, PATIENCE)  # type: ignore[misc]
+        nothing_more(node)
+
+
+def test_who_was_in_a_call_before_the_nodes_met_is_announced_on_each(network: LoopbackNetwork) -> None:
+    first = Node(0, network, [])
+    second = Node(1, network, [])
+    try:
+        for node in (first, second):
+            node.client.call("webrtc:join", {"room": "lobby"}, timeout=PATIENCE)
+        third = Node(2, network, [first.mesh.address or "", second.mesh.address or ""])
+        try:
+            for node, other in ((first, second), (second, first)):
+                assert news(node.client, "webrtc:peer-joined") == joined(other, node)
+                nothing_more(node)
+        finally:
+            third.kernel.stop()
+    finally:
+        for node in (first, second):
+            node.kernel.stop()

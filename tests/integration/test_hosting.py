@@ -1,0 +1,435 @@
+"""The kernel in servers that people have, each the real one in processes of its own, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import time
+import urllib.request
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import websockets.asyncio.client
+import websockets.exceptions
+import websockets.sync.client
+from programs import PATIENCE, Program
+from raw import frame, request
+from requirements import chromium, module
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+    from websockets.sync.client import ClientConnection
+
+HERE = Path(__file__).parent
+AT = r"http://(127\.0\.0\.1:\d+)"
+LARGE = 5_000_000
+MSGPACK = "realtime.msgpack.v1"
+
+
+def gunicorn(worker: str, *options: str) -> list[str]:
+    return ["gunicorn", "-k", worker, *options, "-b", "127.0.0.1:0", "--no-control-socket", "hosted_app:application"]
+
+
+GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+HOSTS = {
+    "gunicorn-gevent": gunicorn("gevent"),
+    "gunicorn-gevent-4": gunicorn("gevent", "-w", "4"),
+    "gunicorn-pywsgi": gunicorn("gevent_pywsgi"),
+    "gunicorn-gevent-websocket": gunicorn(GEVENT_WEBSOCKET),
+    "gunicorn-threads": gunicorn("gthread", "--threads", "250"),
+    "flask": ["flask", "--app", "hosted_app", "run", "--port", "0", "--debug", "--no-reload"],
+}
+ANSWERS_FIRST = {"gunicorn-gevent-websocket"}  # hosts that answer the handshake before we see it
+
+
+class Host:
+    """A running server with its application."""
+
+    def __init__(self, name: str, program: Program) -> None:
+        self.name = name
+        self.program = program
+        self.address = program.wait_for(AT)[1]
+        self.port = int(self.address.split(":")[1])
+
+    def connect(self, query: str = "", **options: Any) -> ClientConnection:
+        url = f"ws://{self.address}/realtime{query}"
+        options = {"max_size": None, "open_timeout": PATIENCE, "compression": None, **options}
+        return websockets.sync.client.connect(url, **options)
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=PATIENCE) as answer:
+            content: bytes = answer.read()
+            return content
+
+    def workers(self) -> set[int]:
+        """The processes that have loaded the application, and live."""
+        found = re.findall(r"loaded by process (\d+)", "".join(self.program.output))
+        return {int(pid) for pid in found if Path(f"/proc/{pid}").exists()}
+
+    def await_workers(self, count: int, *, without: Collection[int] = ()) -> None:
+        """Wait for so many; gunicorn forgets a signal that comes while a worker has not got so far."""
+        until(lambda: len(self.workers().difference(without)) == count, lambda: "".join(self.program.output))
+
+
+def start(command: list[str]) -> Program:
+    module(command[0])
+    module("geventwebsocket")
+    return Program("-m", *command, cwd=HERE)
+
+
+def stop(program: Program) -> None:
+    """It ends in order, and has nothing to complain of."""
+    code = program.stop(signal.SIGTERM)
+    output = "".join(program.output)
+    assert code in (0, -signal.SIGTERM), output  # Flask's server leaves SIGTERM to the system
+    assert "Traceback" not in output, output
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    with start(HOSTS[request.param]) as program:
+        yield Host(request.param, program)
+        stop(program)
+
+
+def ask(client: ClientConnection, type_: str, payload: Any = None, **fields: Any) -> Any:
+    """Return what the handler returned; messages that come before are passed over."""
+    client.send(json.dumps({"type": type_, "payload": payload, "ack": "asked", **fields}))
+    while True:
+        message = json.loads(client.recv(timeout=PATIENCE))
+        if message["type"] in ("system:ack", "system:error") and message["payload"]["ack"] == "asked":
+            assert message["type"] == "system:ack", message
+            return message["payload"].get("result")
+
+
+def until(done: Callable[[], bool], told: Callable[[], object] = str) -> None:
+    """Wait; ``told()`` is shown if it does not come to that."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    while not done():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"it did not come to that: {told()}")
+        time.sleep(0.02)
+
+
+# Every host ---------------------------------------------------------------------------------------------
+
+
+def test_messages_come_back_in_order_and_other_paths_are_the_applications(host: Host) -> None:
+    with host.connect("?name=ada") as client:
+        for number in range(500):
+            client.send(json.dumps({"type": "echo", "payload": number, "ack": number}))
+        for number in range(500):
+            assert json.loads(client.recv(timeout=PATIENCE))["payload"] == {"ack": number, "result": number}
+        assert ask(client, "where")["who"] == "ada"
+    assert host.get("/pid").isdigit()
+    assert b"export function connect" in host.get("/realtime/client.js")
+    with pytest.raises(urllib.error.HTTPError) as visited:
+        host.get("/realtime")
+    assert visited.value.code == 426
+    visited.value.close()
+
+
+def test_what_comes_right_behind_the_handshake_is_not_lost(host: Host) -> None:
+    payloads = ["x" * 3000, *range(20)]
+    messages = [{"type": "echo", "payload": payload, "ack": ack} for ack, payload in enumerate(payloads)]
+    frames = b"".join(frame(1, json.dumps(message).encode()) for message in messages)
+    with socket.create_connection(("127.0.0.1", host.port), PATIENCE) as sock:
+        sock.sendall(request("/realtime") + frames)
+        with sock.makefile("rb") as answer:
+            assert answer.readline() == b"HTTP/1.1 101 Switching Protocols\r\n"
+            while answer.readline() != b"\r\n":
+                pass
+            for ack, payload in enumerate(payloads):
+                got = json.loads(read_frame(answer))
+                assert got["payload"] == {"ack": ack, "result": payload}
+
+
+def read_frame(stream: Any) -> bytes:
+    head = stream.read(2)
+    length = head[1]
+    if length == 126:
+        (length,) = struct.unpack(">H", stream.read(2))
+    data: bytes = stream.read(length)
+    return data
+
+
+def test_five_megabytes_go_both_ways(host: Host) -> None:
+    text = "x" * LARGE
+    with host.connect() as client:
+        assert ask(client, "echo", text) == text
+        client.send(json.dumps({"type": "echo", "payload": text + "beyond the limit" * 1000}))
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            client.recv(timeout=PATIENCE)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+
+
+def test_messagepack_is_agreed_on(host: Host) -> None:
+    msgpack = module("msgpack")
+    with host.connect(subprotocols=[MSGPACK]) as client:
+        assert client.subprotocol == MSGPACK
+        client.send(msgpack.packb({"type": "echo", "payload": b"\0\1", "ack": 1}))
+        assert msgpack.unpackb(client.recv(timeout=PATIENCE))["payload"] == {"ack": 1, "result": b"\0\1"}
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "status", "code"),
+    [("?name=nobody", {}, 401, 4501), ("", {"Origin": "https://elsewhere.example"}, 403, 4503)],
+    ids=["authenticate", "origin"],
+)
+def test_who_may_not_connect_is_told(host: Host, query: str, headers: dict[str, str], status: int, code: int) -> None:
+    if host.name in ANSWERS_FIRST:
+        with host.connect(query, additional_headers=headers) as client:
+            with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+                client.recv(timeout=PATIENCE)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == code
+    else:
+        with (
+            pytest.raises(websockets.exceptions.InvalidStatus) as refused,
+            host.connect(query, additional_headers=headers),
+        ):
+            pass
+        assert refused.value.response.status_code == status
+
+
+def test_a_room_spans_two_hundred_clients(host: Host) -> None:
+    async def run() -> None:
+        url = f"ws://{host.address}/realtime"
+        opened = [websockets.asyncio.client.connect(url, compression=None, open_timeout=None) for _ in range(200)]
+        clients = await asyncio.gather(*opened)
+        try:
+            await join_all(clients, "many")
+            await clients[0].send(json.dumps({"type": "say", "payload": "hello", "room": "many"}))
+            said = await asyncio.gather(*(next_said(client) for client in clients))
+            assert said == ["hello"] * 200
+        finally:
+            await asyncio.gather(*(client.close() for client in clients))
+
+    in_a_loop(run())
+
+
+def in_a_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run it in another thread: in this one playwright keeps a loop running."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, asyncio.wait_for(work, 3 * PATIENCE)).result()
+
+
+async def join_all(clients: list[Any], room: str) -> None:
+    """Join, and wait until the process of each knows all of them."""
+    for client in clients:
+        await count_of(client, room)
+    for client in clients:
+        while await count_of(client, room) != len(clients):
+            await asyncio.sleep(0.05)
+
+
+async def count_of(client: Any, room: str) -> int:
+    await client.send(json.dumps({"type": "join", "room": room, "ack": "join"}))
+    return int(json.loads(await client.recv())["payload"]["result"])
+
+
+async def next_said(client: Any) -> str:
+    while True:
+        message = json.loads(await client.recv())
+        if message["type"] == "said":
+            return str(message["payload"])
+
+
+def test_a_slow_reader_is_cut_off_and_the_others_miss_nothing(host: Host) -> None:
+    with socket.socket() as slow, host.connect() as fast:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        slow.settimeout(PATIENCE)
+        slow.connect(("127.0.0.1", host.port))
+        slow.sendall(request("/realtime") + frame(1, json.dumps({"type": "join", "room": "slow", "ack": 1}).encode()))
+        until(lambda: ask(fast, "join", room="slow") == 2)
+        text = "x" * 100_000
+        for number in range(200):
+            fast.send(json.dumps({"type": "say", "payload": f"{number} {text}", "room": "slow"}))
+            message = json.loads(fast.recv(timeout=PATIENCE))
+            assert message["payload"].startswith(f"{number} ")
+        until(lambda: ask(fast, "join", room="slow") == 1)
+        assert ask(fast, "echo", "well") == "well"
+
+
+def test_who_goes_is_gone(host: Host) -> None:
+    with host.connect() as watcher:
+        with host.connect() as client:
+            ask(client, "join", room="goes")
+            until(lambda: ask(watcher, "join", room="goes") == 2)
+        until(lambda: ask(watcher, "join", room="goes") == 1)
+        with host.connect() as lost:
+            ask(lost, "join", room="goes")
+            until(lambda: ask(watcher, "join", room="goes") == 2)
+            lost.socket.shutdown(socket.SHUT_RDWR)
+            until(lambda: ask(watcher, "join", room="goes") == 1)
+
+
+# Coming and going ---------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Clients that ask and ask, and come back when they are sent away or lost."""
+
+    def __init__(self, host: Host, count: int) -> None:
+        self._host = host
+        self._count = count
+        self.served_by: dict[int, int] = {}
+        """The process that answered each client last."""
+        self.ends: list[int | None] = []
+        """The close codes, None for a connection that was lost."""
+        self.refusals: list[str] = []
+        self._stopping = False
+
+    def __enter__(self) -> Crowd:
+        self._pool = ThreadPoolExecutor(1)
+        self._done = self._pool.submit(lambda: asyncio.run(self._run()))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopping = True
+        try:
+            self._done.result()
+        finally:
+            self._pool.shutdown()
+
+    def until_served_by(self, pids: Callable[[set[int]], bool]) -> None:
+        """Wait until every client was answered, and ``pids`` is true of the processes that did."""
+        self.served_by.clear()
+        until(
+            lambda: len(self.served_by) == self._count and pids(set(self.served_by.values())),
+            lambda: (self.served_by, self.ends, self.refusals, "".join(self._host.program.output)),
+        )
+
+    async def _run(self) -> None:
+        await asyncio.gather(*(self._client(number) for number in range(self._count)))
+
+    async def _client(self, number: int) -> None:
+        while not self._stopping:
+            try:
+                await self._visit(number)
+            except websockets.exceptions.ConnectionClosed as closed:
+                self.ends.append(closed.rcvd.code if closed.rcvd is not None else None)
+            except (OSError, websockets.exceptions.WebSocketException) as error:
+                self.refusals.append(repr(error))
+                await asyncio.sleep(0.05)
+
+    async def _visit(self, number: int) -> None:
+        url = f"ws://{self._host.address}/realtime"
+        async with websockets.asyncio.client.connect(url, compression=None, open_timeout=2 * PATIENCE) as client:
+            while not self._stopping:
+                await client.send(json.dumps({"type": "where", "ack": 1}))
+                self.served_by[number] = json.loads(await client.recv())["payload"]["result"]["pid"]
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("worker", ["gevent", GEVENT_WEBSOCKET], ids=["gevent", "gevent-websocket"])
+def test_a_reload_under_load_refuses_nobody_and_loses_nobody(worker: str) -> None:
+    with start(gunicorn(worker, "-w", "2")) as program:
+        host = Host("", program)
+        with Crowd(host, 16) as crowd:
+            crowd.until_served_by(bool)
+            host.await_workers(2)
+            before = host.workers()
+            program.tell(signal.SIGHUP)
+            crowd.until_served_by(lambda pids: not pids & before)
+            host.await_workers(2, without=before)
+        assert crowd.refusals == []
+        assert set(crowd.ends) == {4013}
+        stop(program)
+
+
+def test_clients_of_a_worker_that_is_killed_are_served_by_others() -> None:
+    with start(gunicorn("gevent", "-w", "4")) as program:
+        host = Host("", program)
+        with Crowd(host, 16) as crowd:
+            crowd.until_served_by(bool)
+            host.await_workers(4)
+            victim = next(iter(crowd.served_by.values()))
+            os.kill(victim, signal.SIGKILL)
+            crowd.until_served_by(lambda pids: victim not in pids)
+            host.await_workers(4)
+        assert None in crowd.ends
+        assert program.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("worker", ["gevent", "gthread"])
+def test_stopping_tells_clients_to_come_back(worker: str) -> None:
+    with start(gunicorn(worker, "--threads", "4")) as program:
+        with Host("", program).connect() as client:
+            ask(client, "where")
+            program.tell(signal.SIGTERM)
+            with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+                client.recv(timeout=PATIENCE)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4013
+        assert "retry_after=" in closed.value.rcvd.reason
+        stop(program)
+
+
+def test_workers_that_are_replaced_after_max_requests_send_their_clients_to_the_next() -> None:
+    with start(gunicorn("gevent", "--max-requests", "3")) as program:
+        host = Host("", program)
+        with Crowd(host, 1) as crowd:
+            crowd.until_served_by(bool)
+            before = host.workers()
+            for _ in range(3):
+                host.get("/pid")
+            crowd.until_served_by(lambda pids: not pids & before)
+            host.await_workers(1, without=before)
+        assert set(crowd.ends) == {4013}
+        stop(program)
+
+
+def test_a_sync_worker_says_what_to_change() -> None:
+    with start(gunicorn("sync")) as program:
+        host = Host("", program)
+        with pytest.raises(websockets.exceptions.InvalidStatus) as refused, host.connect():
+            pass
+        assert refused.value.response.status_code == 500
+        assert b"gunicorn -k gevent -w 4 module:app" in refused.value.response.body
+        assert host.get("/pid").isdigit()
+        stop(program)
+        assert any("ERROR" in line and "gunicorn -k gevent" in line for line in program.output)
+
+
+# A person's view ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    with module("playwright.sync_api").sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--headless", "--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+def visit(browser: Browser, host: Host, closing: ExitStack) -> Page:
+    context = browser.new_context()
+    closing.callback(context.close)
+    context.set_default_timeout(PATIENCE * 1000)
+    page = context.new_page()
+    page.goto(f"http://{host.address}/")
+    return page
+
+
+def test_two_people_chat_in_their_browsers(host: Host, browser: Browser) -> None:
+    with ExitStack() as closing:
+        ada, grace = visit(browser, host, closing), visit(browser, host, closing)
+        for page in (ada, grace):
+            page.wait_for_function("async () => window.members && (await window.members()) === 2")
+        for speaker, text in ((ada, "good morning"), (grace, "good evening")):
+            speaker.fill("#text", text)
+            speaker.press("#text", "Enter")
+            for page in (ada, grace):
+                page.wait_for_selector(f'li:text-is("{text}")')
