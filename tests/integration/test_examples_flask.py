@@ -189,7 +189,7 @@ def test_a_client_that_comes_back_gets_what_it_missed(visit: Visit, chat: str) -
         """async () => {
             const { connect } = await import("/realtime/client.js");
             const client = connect("/realtime");
-            const ask = (seen) => client.call("room:enter", seen, { room: "chat:gap" });
+            const ask = (seen) => client.call("room:enter", seen, { room: "chat:gap", timeout: 20 });
             const all = (await ask(0)).missed;
             const none = (await ask(all.at(-1).number)).missed;
             client.close();
@@ -215,7 +215,8 @@ def test_the_server_refuses_what_the_page_would_not_send(visit: Visit, chat: str
         """async () => {
             const { connect } = await import("/realtime/client.js");
             const client = connect("/realtime");
-            const refused = (...message) => client.call(...message).then(() => null, ({ code }) => code);
+            const refused = (type, payload, to) =>
+                client.call(type, payload, { ...to, timeout: 20 }).then(() => null, ({ code }) => code);
             const codes = [
                 await refused("room:enter", 0),
                 await refused("room:enter", 0, { room: "person:1" }),
