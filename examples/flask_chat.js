@@ -4,7 +4,7 @@ import { connect } from "/realtime/client.js";
 import { avatar, byId, element, keepAtEnd, minutes, stayAtEnd, toEnd } from "/page.js";
 
 const STATES = { connecting: "Connecting", open: "Connected", waiting: "Connection lost, reconnecting", closed: "Disconnected" };
-const LOGGED_OUT = 4501;
+const LOGGED_OUT = 4501; // on some page: this one leaves, too
 
 const { room, person: me } = byId("main").dataset;
 const log = byId("log");
@@ -13,11 +13,12 @@ for (const time of log.querySelectorAll("time")) tellTime(time, Number(time.data
 keepAtEnd(log);
 
 const client = connect("/realtime");
+byId("logout").addEventListener("submit", () => client.close()); // the answer takes this page elsewhere
 
 client.on("client:state", async ({ name, code }) => {
   byId("state").dataset.state = name;
   byId("state-text").textContent = STATES[name];
-  if (name === "closed" && code === LOGGED_OUT) location.assign("/");
+  if (name === "closed" && code === LOGGED_OUT) location.assign("/login");
   if (name === "open") await enter();
 });
 

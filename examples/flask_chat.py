@@ -53,14 +53,14 @@ numbers = itertools.count(1)
 
 
 @app.get("/")
-def index() -> Response | str:
-    if "person" not in session:
+def index() -> Response:
+    return redirect(url_for("room", name="lobby") if "person" in session else url_for("login"))
+
+
+@app.route("/login", methods=["GET", "POST"])
+def login() -> Response | str | tuple[str, int]:
+    if request.method == "GET":
         return render_template("flask_chat_login.html", length=NAME_LENGTH)
-    return redirect(url_for("room", name="lobby"))
-
-
-@app.post("/login")
-def login() -> Response | tuple[str, int]:
     name = request.form.get("name", "").strip()
     if not 0 < len(name) <= NAME_LENGTH:
         alert = f"Give a name of 1 to {NAME_LENGTH} characters."
@@ -74,13 +74,13 @@ def logout() -> Response:
     for client in realtime.rooms.members(f"person:{session.get('person')}"):
         realtime.disconnect(client, CloseCode.UNAUTHORIZED, reason="logged out")  # all open pages of theirs
     session.clear()
-    return redirect(url_for("index"))
+    return redirect(url_for("login"))
 
 
 @app.get("/room/<name>")
 def room(name: str) -> Response | str | tuple[str, int]:
     if "person" not in session:
-        return redirect(url_for("index"))
+        return redirect(url_for("login"))
     if len(name) > ROOM_LENGTH:
         return "The name of that room is too long.", 404
     return render_template("flask_chat.html", room=name, rooms=open_rooms(name), entries=list(history[f"chat:{name}"]))

@@ -96,7 +96,7 @@ class WorkerExit:
             gevent.sleep(LOOK)
         patience = max(SHORTEST_DRAIN, min(LONGEST_DRAIN, self._worker.cfg.graceful_timeout - RESERVE))
         with gevent.Timeout(self._closes_within(), False):  # type: ignore[arg-type]  # False: just leave the block
-            while any(sock.fileno() >= 0 for sock in self._worker.sockets):
+            while any(map(_is_open, self._worker.sockets)):
                 gevent.sleep(LOOK)
         gevent.sleep(ARRIVAL)
         log.info("the worker ends: clients are told to come back")
@@ -105,6 +105,11 @@ class WorkerExit:
     def _closes_within(self) -> float:
         """Return how long to wait for the port to be closed. Threads only cease to accept, and close it at the end."""
         return PORT_CLOSES if is_module_patched("threading") else ARRIVAL
+
+
+def _is_open(sock: Any) -> bool:
+    """Tell whether a listening socket of gunicorn's is open; its wrapper lets go of the socket when it closes it."""
+    return getattr(sock, "sock", sock) is not None and sock.fileno() >= 0
 
 
 def meeting_place(master: int) -> Path:

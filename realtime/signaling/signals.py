@@ -198,7 +198,7 @@ def _read_description(
     if not isinstance(sdp, str) or (not sdp and kind != "rollback"):
         text = "description.sdp must be the session description, a non-empty string"
         raise refusal(_INVALID[synonym], text)
-    _check_size("description.sdp", _size(sdp), bounds.sdp)
+    _check_size("description.sdp", _size("description.sdp", sdp, _INVALID[synonym]), bounds.sdp)
     return {"description": {"type": kind, "sdp": sdp}}
 
 
@@ -228,7 +228,7 @@ def _read_candidate(payload: Mapping[str, Any], bounds: SignalBounds) -> dict[st
         if name in candidate:
             known[name] = value = candidate[name]
             if isinstance(value, str):
-                size += _size(value)
+                size += _size(f"candidate.{name}", value, Reason.INVALID_CANDIDATE)
     _check_size("candidate", size, bounds.candidate)
     return {"candidate": known}
 
@@ -246,8 +246,13 @@ def _read_metadata(metadata: Any, bounds: SignalBounds, invalid: str) -> Any:
     return metadata
 
 
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def _size(what: str, text: str, invalid: str) -> int:
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise refusal(invalid, f"{what} must be valid Unicode, got half of a surrogate pair") from None
 
 
 def _check_size(what: str, size: int, bound: int) -> None:

@@ -58,13 +58,12 @@ def test_processes_of_one_module_and_directory_meet_on_this_machine(tmp_path: Pa
     app(tmp_path, WITHOUT_TRANSPORT)
     with serving(tmp_path, "app", *options) as one, serving(tmp_path, "app:kernel", *options) as other:
         urls = [program.wait_for(SOCKET)[1] for program in (one, other)]
-        for program in (one, other):
-            program.wait_for(JOINED)
         with connect(urls[0]) as here, connect(urls[1]) as there:
             ask(here, "join")
             ask(there, "join")
-            while ask(here, "members") != 2:
-                pass
+            for client in (here, there):
+                while ask(client, "members") != 2:
+                    pass
         assert [one.stop(), other.stop()] == [0, 0]
 
 

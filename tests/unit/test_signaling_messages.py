@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from realtime.errors import ConfigurationError, Reject
@@ -354,6 +354,8 @@ payloads = scalars | members_of(
 )
 
 
+@example(kind="offer", payload={"description": {"type": "offer", "sdp": "\ud800"}}, target="bob")
+@example(kind="candidate", payload={"candidate": {"candidate": "", "sdpMid": "\ud800"}}, target="bob")
 @given(kind=st.sampled_from(KINDS), payload=payloads, target=st.none() | names | st.lists(names, max_size=2))
 def test_whatever_comes_is_a_signal_of_the_documented_shape_or_refused_with_a_reason(
     kind: str, payload: Any, target: Any

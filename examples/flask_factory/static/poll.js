@@ -4,17 +4,18 @@ import { connect } from "/realtime/client.js";
 import { byId, element } from "/page.js";
 
 const STATES = { connecting: "Connecting", open: "Connected", waiting: "Connection lost, reconnecting", closed: "Disconnected" };
-const LOGGED_OUT = 4501;
+const LOGGED_OUT = 4501; // on some page: this one leaves, too
 
 const list = byId("dishes");
 let mine = list.dataset.mine;
 let dishes = [...list.children].map(({ dataset }) => ({ name: dataset.name, votes: Number(dataset.votes) }));
 const client = connect("/realtime");
+byId("logout").addEventListener("submit", () => client.close()); // the answer takes this page elsewhere
 
 client.on("client:state", async ({ name, code }) => {
   byId("state").dataset.state = name;
   byId("state-text").textContent = STATES[name];
-  if (name === "closed" && code === LOGGED_OUT) location.assign("/");
+  if (name === "closed" && code === LOGGED_OUT) location.assign("/login");
   if (name === "open") await attempt(catchUp);
 });
 
