@@ -53,7 +53,7 @@ class Limits:
 
     outbox: int = 1 * MiB
     """Bytes that wait for one client beside what its socket has taken. A message that does not fit meets
-    its overflow policy: close with 4008 (default), drop the oldest, or conflate."""
+    its overflow policy: close with 4008 (default), drop the oldest, or itself: see ``realtime.delivery``."""
 
     park_above: float = 0.75
     """Share of ``outbox`` above which ``send`` and ``reply`` park the handler and a broadcast stalls."""

@@ -20,6 +20,7 @@ from realtime.cluster import Alone, Cluster
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits, MiB
 from realtime.connection import Connection, Context
+from realtime.delivery import Delivery
 from realtime.errors import (
     BadMessage,
     ConfigurationError,
@@ -28,7 +29,7 @@ from realtime.errors import (
     NotRunning,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
-from realtime.message import Codec, Droppable, Message, Outbound, Wire
+from realtime.message import Codec, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
@@ -382,9 +383,13 @@ class Hub:
 
     # Delivery ----------------------------------------------------------------------------------------
 
-    def outbound(self, message: Mapping[str, Any] | Message, **options: Any) -> Outbound:
+    def outbound(
+        self, message: Mapping[str, Any] | Message, *, delivery: Delivery | None = None, **options: Any
+    ) -> Outbound:
         """Stamp a message with the time. Raises BadMessage."""
-        return Outbound(message, int(time.time() * 1000), **options)
+        if delivery is not None and delivery.ttl is not None:
+            options["expires"] = time.monotonic() + delivery.ttl
+        return Outbound(message, int(time.time() * 1000), delivery=delivery, **options)
 
     def put(self, connection: Connection, outbound: Outbound) -> None:
         """Put into one outbox without waiting: where it does not fit, its policy decides.
@@ -392,8 +397,7 @@ class Hub:
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         frame = self._finished(outbound, connection.wire)
-        self.counters["sent"] += 1
-        connection.outbox.put(frame)
+        self.counters["sent"] += connection.outbox.put(frame)
 
     def send_error(
         self,
@@ -436,12 +440,11 @@ class Hub:
             raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
         outbox = connection.outbox
         frame = self._finished(outbound, connection.wire)
-        if not outbox.has_room(len(frame)) and not isinstance(frame, Droppable):
+        if not outbox.has_room(len(frame)) and not outbound.may_drop:
             outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
             if connection.closed:
                 raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
-        self.counters["sent"] += 1
-        outbox.put(frame)
+        self.counters["sent"] += outbox.put(frame)
 
     def _deliver_to_full(
         self, full: list[tuple[Outbox, bytes]], deadline: float, waits_for: Callable[[Outbox], bool]
@@ -465,7 +468,8 @@ class Hub:
         """Put one message into many outboxes; return to how many clients it went.
 
         Where members are above the high-water mark the caller stalls, at most ``Limits.stall`` in all, so
-        that a fast publisher cannot cut healthy members off: only then does this switch.
+        that a fast publisher cannot cut healthy members off: only then, and for no volatile message, does this
+        switch.
 
         :param waits_for: tells of an outbox that is above it whether to stall for it.
         :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
@@ -488,14 +492,13 @@ class Hub:
                 wire = connection.wire
                 frame = self._finished(outbound, wire)
             outbox = connection.outbox
-            if outbox.size + len(frame) > self.limits.outbox and not isinstance(frame, Droppable):
+            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop:
                 full.append((outbox, frame))
                 continue
-            outbox.put(frame)
-            count += 1
+            count += outbox.put(frame)
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
-        crowded = [outbox for outbox in crowded if waits_for(outbox)]
+        crowded = [] if outbound.volatile else [outbox for outbox in crowded if waits_for(outbox)]
         if full or crowded:
             self.counters["stalls"] += 1
             deadline = time.perf_counter() + self.limits.stall  # for both kinds together

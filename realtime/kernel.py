@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import gevent
 from gevent.event import Event
@@ -14,6 +14,7 @@ from realtime import conversation, drain, startup
 from realtime.codes import CloseCode
 from realtime.config import Limits
 from realtime.connection import Connection, Context, RemoteClient
+from realtime.delivery import DeliveryOptions, delivery_from
 from realtime.dispatch import Dispatcher
 from realtime.errors import (
     ConfigurationError,
@@ -22,13 +23,16 @@ from realtime.errors import (
     unknown_client,
 )
 from realtime.hub import Hub
-from realtime.message import Message
+from realtime.message import Message, Outbound
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
 from realtime.routing import HandlerFunction, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 __all__ = ["RealtimeKernel", "Service", "TransportLike"]
 
@@ -362,29 +366,33 @@ class RealtimeKernel:
     # Reaching clients ------------------------------------------------------------------------------
 
     @on_home_thread
-    def send(self, client_id: str, message: Sendable, *, overflow: str = "close", key: str | None = None) -> None:
+    def send(self, client_id: str, message: Sendable, **delivery: Unpack[DeliveryOptions]) -> None:
         """Send to one client; parks this greenlet up to 1 s while the client's outbox is crowded.
 
-        :param overflow: if it does not fit into the outbox: ``"close"`` the connection with 4008,
-            ``"drop_oldest"`` of the droppable messages that wait, or ``"conflate"``: only the newest
-            message of ``key`` waits at any time.
+        :param delivery: what may become of it while it waits: ``overflow``, ``volatile``, ``conflate``, ``ttl``,
+            see :class:`~realtime.delivery.DeliveryOptions`. One that may be dropped does not park.
         :raises UnknownClient: no such client is connected.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         connection = self._hub.connections.get(client_id)
         if connection is not None:
-            self._send_to(connection, message, overflow, key)
-        elif not self._hub.cluster.send(client_id, self._hub.outbound(message, overflow=overflow, key=key)):
+            self._send_to(connection, message, delivery)
+        elif not self._hub.cluster.send(client_id, self._outbound(message, delivery)):
             raise unknown_client(client_id)
 
-    @on_home_thread
-    def _send_to(self, connection: Connection, message: Sendable, overflow: str, key: str | None) -> None:
-        self._hub.deliver(connection, self._hub.outbound(message, overflow=overflow, key=key))
+    def _outbound(self, message: Sendable, delivery: DeliveryOptions, room: str | None = None) -> Outbound:
+        if not delivery:
+            return self._hub.outbound(message, room=room)
+        return self._hub.outbound(message, room=room, delivery=delivery_from(delivery))
 
     @on_home_thread
-    def _send_to_each(self, client_ids: Sequence[str], message: Sendable, overflow: str, key: str | None) -> None:
+    def _send_to(self, connection: Connection, message: Sendable, delivery: DeliveryOptions) -> None:
+        self._hub.deliver(connection, self._outbound(message, delivery))
+
+    @on_home_thread
+    def _send_to_each(self, client_ids: Sequence[str], message: Sendable, delivery: DeliveryOptions) -> None:
         hub = self._hub
-        outbound = hub.outbound(message, overflow=overflow, key=key)
+        outbound = self._outbound(message, delivery)
         for client_id in client_ids:
             if client_id not in hub.connections and not hub.cluster.has(client_id):
                 raise unknown_client(client_id)
@@ -407,17 +415,18 @@ class RealtimeKernel:
         room: str | None = None,
         *,
         except_ids: Collection[str] = (),
-        overflow: str = "close",
-        key: str | None = None,
         confirm: bool = False,
         timeout: float | None = None,
+        **delivery: Unpack[DeliveryOptions],
     ) -> int:
         """Send to every member of a room, or to every client, on all nodes; return to how many, as far as known.
 
         Where members' outboxes are crowded the caller stalls, 5 ms at most: only then does this switch.
 
-        :param confirm: park until every other node with members has put it into their outboxes.
+        :param confirm: park until every other node with members has put it into their outboxes: what the members
+            themselves say to it is asked with ``call_room``.
         :param timeout: seconds that may take, ``Limits.ack_timeout`` (10) if not given.
+        :param delivery: see ``send``.
         :raises BadRoom: no name of a room.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         :raises NotConfirmed: ``confirm``, and some nodes did not in time; ``.nodes`` names them.
@@ -429,7 +438,7 @@ class RealtimeKernel:
             except_ids = tuple(except_ids)
         if room is not None:
             hub.rooms.check_name(room)
-        outbound = hub.outbound(message, room=room, overflow=overflow, key=key)
+        outbound = self._outbound(message, delivery, room)
         here = hub.connections if room is None else hub.rooms.each_member(room)
         count = hub.deliver_to(here, outbound, except_ids)
         if confirm:
@@ -443,13 +452,12 @@ class RealtimeKernel:
         message: Sendable,
         wanted: Callable[[Context], bool] | None,
         skip: Collection[str],
-        overflow: str,
-        key: str | None,
+        delivery: DeliveryOptions,
     ) -> int:
         if wanted is None:
-            return self.broadcast(message, except_ids=skip, overflow=overflow, key=key)
+            return self.broadcast(message, except_ids=skip, **delivery)
         hub = self._hub
-        outbound = hub.outbound(message, overflow=overflow, key=key)
+        outbound = self._outbound(message, delivery)
         chosen = [id_ for id_, connection in tuple(hub.connections.items()) if wanted(connection.context)]
         count = hub.deliver_to(chosen, outbound, skip)
         for client_id in tuple(hub.cluster.clients()):

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Protocol
 import msgpack
 import msgspec
 
+from realtime.delivery import Delivery, Perishable
 from realtime.errors import BadMessage
 
-__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "Droppable", "Message", "Outbound", "Wire", "check_overflow"]
+__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "Message", "Outbound", "Wire"]
 
 TYPE_LENGTH = 255  # characters of a type and of an ack id
 MSGPACK_SUBPROTOCOL = "realtime.msgpack.v1"
@@ -252,22 +253,7 @@ class Wire:
         self.finish = finish
 
 
-class Droppable(bytes):
-    """A finished frame that an outbox may drop; with a ``key``, one that the next of its key replaces."""
-
-    key: str | None = None
-
-
-_OVERFLOWS = ("close", "drop_oldest", "conflate")
 _KEYS = frozenset(("type", "payload", "room", "timestamp"))
-
-
-def check_overflow(overflow: str, key: str | None) -> None:
-    """Raise BadMessage unless ``overflow`` and ``key`` make one of the three policies."""
-    if overflow not in _OVERFLOWS:
-        raise BadMessage(f"overflow={overflow!r}: must be one of {', '.join(map(repr, _OVERFLOWS))}")
-    if (overflow == "conflate") != (key is not None):
-        raise BadMessage("overflow='conflate' goes with key='...', and key with nothing else")
 
 
 class Outbound:
@@ -277,13 +263,12 @@ class Outbound:
     :param timestamp: milliseconds since the epoch.
     :param room: the room it goes to, which wins over the message's own.
     :param ack: set by ``call``: the id the client's answer must carry.
-    :param overflow: what happens where it does not fit into an outbox: ``"close"`` the connection with
-        4008; ``"drop_oldest"`` of the droppable messages that wait; ``"conflate"``: at most one message of
-        this ``key`` waits, the newest.
-    :raises BadMessage: no type, an unknown key, or an unknown policy.
+    :param delivery: what may become of it where it has to wait; None: it waits until it is sent.
+    :param expires: when ``delivery.ttl`` is over, seconds of ``time.monotonic()``.
+    :raises BadMessage: no type, or an unknown key.
     """
 
-    __slots__ = ("_encoded", "_finished", "_outgoing", "key", "overflow")
+    __slots__ = ("_encoded", "_finished", "_outgoing", "delivery", "expires")
 
     def __init__(
         self,
@@ -292,13 +277,11 @@ class Outbound:
         *,
         room: str | None = None,
         ack: str | int | None = None,
-        overflow: str = "close",
-        key: str | None = None,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
     ) -> None:
-        if overflow != "close" or key is not None:
-            check_overflow(overflow, key)
-        self.overflow = overflow
-        self.key = key
+        self.delivery = delivery
+        self.expires = expires
         outgoing = _outgoing(message, timestamp)
         self._outgoing: _Outgoing | None = outgoing
         if room is not None:
@@ -309,15 +292,16 @@ class Outbound:
         self._finished: dict[Wire, bytes] = {}
 
     @classmethod
-    def relayed(cls, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None) -> Outbound:
+    def relayed(
+        cls, bodies: Mapping[str, bytes], *, delivery: Delivery | None = None, expires: float | None = None
+    ) -> Outbound:
         """Return a message that another node has encoded, by names of codecs; there must be one.
 
-        :raises BadMessage: an unknown policy, or no body in a codec of ours.
+        :raises BadMessage: no body in a codec of ours.
         """
-        check_overflow(overflow, key)
         message = cls.__new__(cls)
-        message.overflow = overflow
-        message.key = key
+        message.delivery = delivery
+        message.expires = expires
         message._outgoing = None
         message._encoded = {CODECS[name]: body for name, body in bodies.items() if name in CODECS}
         message._finished = {}
@@ -329,6 +313,22 @@ class Outbound:
     def type(self) -> str:
         """The name of the event. Raises BadMessage where another node encoded something else."""
         return self._content().type
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether a full outbox drops it, rather than end the connection."""
+        return self.delivery is not None and self.delivery.may_drop
+
+    @property
+    def volatile(self) -> bool:
+        """Whether nobody is to wait for room for it."""
+        return self.delivery is not None and self.delivery.volatile
+
+    def delivery_left(self, now: float) -> Delivery | None:
+        """Return its options as they are now: with what is left of ``ttl``."""
+        if self.delivery is None or self.expires is None:
+            return self.delivery
+        return msgspec.structs.replace(self.delivery, ttl=max(0.0, self.expires - now))
 
     def encoded(self, codec: Codec) -> bytes:
         """Return the payload bytes, encoded on first use. Raises BadMessage if it cannot be encoded."""
@@ -353,9 +353,10 @@ class Outbound:
         frame = self._finished.get(wire)
         if frame is None:
             frame = wire.finish(self.encoded(wire.codec))
-            if self.overflow != "close":
-                frame = Droppable(frame)
-                frame.key = self.key
+            if self.delivery is not None:
+                frame = Perishable(frame)
+                frame.delivery = self.delivery
+                frame.expires = self.expires
             self._finished[wire] = frame
         return frame
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from realtime.delivery import Delivery
+
 __all__ = [
     "Action",
     "CallAnswered",
@@ -75,8 +77,7 @@ class DeliverToRoom(Struct, frozen=True):
     room: str | None
     bodies: Mapping[str, bytes]
     except_ids: Sequence[str]
-    overflow: str
-    key: str | None
+    delivery: Delivery | None
     confirm: int | None
 
 
@@ -86,8 +87,7 @@ class DeliverToClient(Struct, frozen=True):
     origin: str
     client: str
     bodies: Mapping[str, bytes]
-    overflow: str
-    key: str | None
+    delivery: Delivery | None
 
 
 class RunCall(Struct, frozen=True):

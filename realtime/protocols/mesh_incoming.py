@@ -43,15 +43,14 @@ class Incoming(Outgoing):
                 message.room,
                 message.bodies,
                 message.except_ids,
-                message.overflow,
-                message.key,
+                message.delivery,
                 message.confirm,
             )
         )
 
     def _on_to_client(self, peer: Peer, message: ToClient) -> None:
         self._actions.append(
-            DeliverToClient(peer.id, message.client, message.bodies, message.overflow, message.key)
+            DeliverToClient(peer.id, message.client, message.bodies, message.delivery)
         )
 
     def _on_call(self, peer: Peer, message: Call) -> None:

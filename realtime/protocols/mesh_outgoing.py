@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
 from realtime.config import KiB, MeshOptions
+from realtime.delivery import Delivery
 from realtime.errors import MessageTooBig
 from realtime.protocols.mesh_actions import Action, CallLost, ConfirmFailed
 from realtime.protocols.mesh_bodies import (
@@ -25,6 +26,7 @@ from realtime.protocols.mesh_bodies import (
     ToRoom,
     Went,
     encode,
+    pack_delivery,
     pack_metadata,
 )
 from realtime.protocols.mesh_filters import Routes
@@ -131,8 +133,9 @@ class Outgoing:
         bodies: Mapping[str, bytes],
         except_ids: Collection[str] = _NOBODY,
         *,
-        overflow: str = "close",
-        key: str | None = None,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
+        busy: Callable[[str], bool] | None = None,
         confirm: int | None = None,
         deadline: float = 0.0,
     ) -> Published:
@@ -142,6 +145,9 @@ class Outgoing:
 
         :param name: the event's, for the route filters.
         :param bodies: the encoded message by codec.
+        :param delivery: its options; ``ttl`` is what is left of it.
+        :param expires: when ``ttl`` is over, by the clock of ``now``.
+        :param busy: for a volatile message: tells of a node that cannot take it now. It is dropped there.
         :param confirm: a token: each node in the result answers with Confirmed or ConfirmFailed by ``deadline``.
         :raises MessageTooBig: one of the bodies is larger than ``MeshOptions.message_size``.
         """
@@ -161,11 +167,16 @@ class Outgoing:
             if not self._routes.open and not self._routes.allow(node, name, room):
                 self.counters["filtered"] += 1
                 continue
+            if busy is not None and busy(node):
+                self.counters["dropped_volatile"] += count
+                continue
             codecs = index.codecs(node)
             if codecs in packed:
                 body = packed[codecs]
             else:
-                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm)
+                body = packed[codecs] = self._pack(
+                    room, codecs, bodies, except_ids, delivery, expires, confirm
+                )
             if body is None:
                 self.counters["not_encoded"] += 1
                 continue
@@ -196,8 +207,8 @@ class Outgoing:
         codecs: tuple[str, ...],
         bodies: Mapping[str, bytes],
         except_ids: Collection[str],
-        overflow: str,
-        key: str | None,
+        delivery: Delivery | None,
+        expires: float | None,
         confirm: int | None,
     ) -> bytes | None:
         """Return the body of a frame with the message in these codecs; None if it was encoded in none."""
@@ -206,7 +217,7 @@ class Outgoing:
             return None
         self._check_size(chosen)
         elsewhere = [client for client in except_ids if client not in self._own.clients]
-        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm))  # type: ignore[arg-type]
+        return pack_delivery(ToRoom(room, chosen, elsewhere, delivery, confirm), expires)
 
     def _check_size(self, bodies: Mapping[str, bytes]) -> None:
         most = self._options.message_size
@@ -215,9 +226,14 @@ class Outgoing:
                 raise MessageTooBig(f"a message of {len(body)} bytes; nodes take {most} (MeshOptions.message_size)")
 
     def send(
-        self, client: str, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None
+        self,
+        client: str,
+        bodies: Mapping[str, bytes],
+        *,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
     ) -> bool:
-        """Send to one client of another node; False if none has it.
+        """Send to one client of another node; False if none has it. For the options see ``publish``.
 
         :raises MessageTooBig: see ``publish``.
         """
@@ -226,7 +242,7 @@ class Outgoing:
             return False
         self._check_size(bodies)
         self._flush_changes()
-        self._peers.send(peer, encode(ToClient(client, dict(bodies), overflow, key)))  # type: ignore[arg-type]
+        self._peers.send(peer, pack_delivery(ToClient(client, dict(bodies), delivery), expires))
         return True
 
     def _peer_of(self, client: str) -> Peer | None:

@@ -138,11 +138,18 @@ class MeshCluster(Cluster):
             return Published([], 0)
         bodies = {name: message.encoded(CODECS[name]) for name in codecs}
         published = core.publish(
-            room, message.type, bodies, except_ids, overflow=message.overflow, key=message.key, **confirm
-        )
+            room, message.type, bodies, except_ids, busy=self._is_busy if message.volatile else None,
+            delivery=message.delivery_left(monotonic()), expires=message.expires, **confirm,
+        )  # fmt: skip
         self.engine.act()
-        self._stall(published.nodes)
+        if not message.volatile:
+            self._stall(published.nodes)
         return published
+
+    def _is_busy(self, node: str) -> bool:
+        """Tell whether a node could not have a message at once: its link is crowded, or gone for the moment."""
+        link = self.engine.links.get(node)
+        return link is None or not link.outbox.has_room()
 
     def _stall(self, nodes: Collection[str]) -> None:
         links = [link for node in nodes if (link := self.engine.links.get(node)) is not None]
@@ -185,9 +192,16 @@ class MeshCluster(Cluster):
         node = core.home(client_id)
         if node is None:
             return False
+        if message.volatile and self._is_busy(node):
+            core.counters["dropped_volatile"] += 1
+            return True
         bodies = {name: message.encoded(CODECS[name]) for name in core.codecs_of(node)}
-        if not core.send(client_id, bodies, overflow=message.overflow, key=message.key):
+        left = message.delivery_left(monotonic())
+        if not core.send(client_id, bodies, delivery=left, expires=message.expires):
             return False
+        if message.volatile:
+            self.engine.act()
+            return True
         waiting = self._unsynced[client_id] = self._unsynced.get(client_id, 0) + max(map(len, bodies.values()))
         self.engine.act()
         self._stall([node])
