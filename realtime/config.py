@@ -82,6 +82,10 @@ class Limits:
     """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox. With 1 all
     run in line."""
 
+    lane: int = 1000
+    """Messages that wait for one lane (``kernel.on(..., serial=...)``), each of another client but for concurrent
+    ones. Past it further ones are answered ``lane_full``: who is behind so many waits too long anyway."""
+
     threads: int = 16
     """Native threads for ``threadpool=True`` handlers; further ones wait for a free one. Ten is gevent's own
     default; these wait more than they compute."""

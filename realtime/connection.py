@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from realtime.dispatch import Stream
     from realtime.outbox import Outbox
 
-__all__ = ["Admission", "Connection", "Context", "RemoteClient"]
+__all__ = ["Admission", "Connection", "Context", "RemoteClient", "next_arrival"]
 
 PLAIN_JSON = Wire(JSON, lambda payload: payload)
-_NOTHING_WAITS: deque[tuple[Message, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
+_NOTHING_WAITS: deque[tuple[Message, int, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
+
+next_arrival = itertools.count(1).__next__
+"""Numbers all messages in the order they arrived at this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,7 @@ class Connection(ABC):
         self.connected_at = time.time()
         self.context = Context(self)
         # what follows belongs to the hub
-        self.inbox: deque[tuple[Message, int]] = _NOTHING_WAITS  # with the bytes each came in
+        self.inbox: deque[tuple[Message, int, int]] = _NOTHING_WAITS  # with the bytes each came in, and its arrival
         self.inbox_bytes = 0
         self.busy = False  # a worker has this connection's inbox, or will
         self.paused = False  # reading stopped because the inbox is full
@@ -200,12 +204,12 @@ class Connection(ABC):
         """Append to the inbox a message that came in ``size`` bytes."""
         if self.inbox is _NOTHING_WAITS:
             self.inbox = deque()
-        self.inbox.append((message, size))
+        self.inbox.append((message, size, next_arrival()))
         self.inbox_bytes += size
 
     def dequeue(self, index: int = 0) -> Message:
         """Take a message out of the inbox, the first if not told otherwise."""
-        message, size = self.inbox.popleft() if index == 0 else self.inbox[index]
+        message, size, _ = self.inbox.popleft() if index == 0 else self.inbox[index]
         if index:
             del self.inbox[index]
         self.inbox_bytes -= size

@@ -101,7 +101,7 @@ def wait_for(hub: Hub, connection: Connection, event: str, timeout: float | None
     :raises ConnectionClosed: the client went away.
     """
     waiter = Waiter(event)
-    for index, (message, _) in enumerate(connection.inbox):
+    for index, (message, *_) in enumerate(connection.inbox):
         if not is_reserved(message.type) and waiter.takes(message):
             connection.dequeue(index)
             hub.resume_if_room(connection)

@@ -29,6 +29,7 @@ from realtime.errors import (
     NotRunning,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
+from realtime.lanes import WAITING, Lanes, LaneUser, Turn
 from realtime.message import Codec, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
@@ -46,7 +47,7 @@ def _always(outbox: Outbox) -> bool:
     return True
 
 
-class HubUser(Protocol):
+class HubUser(LaneUser, Protocol):
     """What the hub asks of the kernel that owns it."""
 
     def handle(self, connection: Connection, message: Message) -> None:
@@ -86,6 +87,7 @@ class Hub:
         self.cluster: Cluster = Alone()
         """The other nodes."""
         self._user = user
+        self._lanes: Lanes | None = None  # until a handler wants one
         self._workers: Workers | None = None
         self._flusher: Flusher | None = None
 
@@ -106,6 +108,15 @@ class Hub:
         """Tell whether an event has handlers."""
         return self._user.wants(event)
 
+    def open_lanes(self) -> None:
+        """A handler wants its messages one at a time: from now on each is asked for its lane."""
+        if self._lanes is None:
+            self._lanes = Lanes(self, self._user, self._take_turn)
+
+    def lane_stats(self) -> dict[str, Any]:
+        """Return how many lanes are held, and how many messages wait for one."""
+        return self._lanes.stats() if self._lanes is not None else {"held": 0, "waiting": 0}
+
     # Lifecycle -----------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -120,6 +131,8 @@ class Hub:
         if self._workers is not None:
             self._workers.stop(timeout)
             self._workers = self._flusher = None
+        if self._lanes is not None:
+            self._lanes.clear()
 
     @property
     def workers(self) -> Workers:
@@ -269,7 +282,22 @@ class Hub:
     def _schedule(self, connection: Connection) -> None:
         if not connection.busy:
             connection.busy = True
-            self.workers.submit(partial(self._serve, connection))
+            self._go_on(connection, None)
+
+    def _go_on(self, connection: Connection, turn: Turn | None) -> None:
+        """Have a worker handle what waits in a client's inbox, once the first of it has its turn in its lane."""
+        if self._lanes is not None:
+            turn = self._lanes.admit(connection, turn)
+            if turn is WAITING:
+                return
+        if connection.inbox:
+            self.workers.submit(partial(self._serve, connection, turn))
+        else:
+            connection.busy = False
+
+    def _take_turn(self, connection: Connection, turn: Turn) -> None:
+        """A client's first message has waited for its turn, and has it now."""
+        self.workers.submit(partial(self._serve, connection, turn))
 
     def put_back(self, connection: Connection, message: Message) -> None:
         """Put a message that was taken out of line back at its head."""
@@ -277,33 +305,39 @@ class Hub:
         connection.inbox.rotate(1)
         self._schedule(connection)
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, turn: Turn | None) -> None:
         """In a worker: handle what waits in a client's inbox, a few at a time so that others get a turn."""
         user = self._user
+        lanes = self._lanes
         inbox = connection.inbox
         try:
             for _ in range(READ_AHEAD):
+                if lanes is not None:
+                    turn = lanes.admit(connection, turn)
+                    if turn is WAITING:
+                        break
                 if not inbox:
                     break
                 message = connection.dequeue()
-                if not user.is_concurrent(message) or not self._start_beside(connection, message):
+                if turn or not user.is_concurrent(message) or not self._start_beside(connection, message):
                     user.handle(connection, message)
                 if message.type == CLIENT_CONNECTED:
                     connection.greeting = False
                 if connection.paused:
                     self.resume_if_room(connection)
         finally:
-            if inbox:
-                self.workers.submit(partial(self._serve, connection))
-            else:
-                connection.busy = False
+            if turn is not WAITING:
+                self._go_on(connection, turn)
 
     def _start_beside(self, connection: Connection, message: Message) -> bool:
         """Handle a message whose handlers all are ``concurrent=True`` now, in a worker of its own.
 
         False if that would leave none of ``Limits.concurrent`` for the one in line: then it waits its turn.
         """
-        return self.run_beside(connection, partial(self._user.handle, connection, message))
+        job = partial(self._user.handle, connection, message)
+        if self._lanes is not None:
+            return self._lanes.start_beside(connection, message, job)
+        return self.run_beside(connection, job)
 
     def run_beside(self, connection: Connection, job: Callable[[], None]) -> bool:
         """Run a job beside the client's messages, in a worker; False if enough of them do."""
@@ -355,7 +389,7 @@ class Hub:
         if not isinstance(ack, (str, int)) or isinstance(ack, bool):
             self.refuse(connection, 'a cancellation is {"ack": id} with the id of what was asked', message.ack)
             return
-        for index, (waiting, _) in enumerate(connection.inbox):
+        for index, (waiting, *_) in enumerate(connection.inbox):
             if waiting.ack == ack:
                 connection.dequeue(index)
                 self.resume_if_room(connection)

@@ -26,7 +26,7 @@ from realtime.hub import Hub
 from realtime.message import Message, Outbound
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
-from realtime.routing import HandlerFunction, check_event, check_function
+from realtime.routing import HandlerFunction, LaneKey, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.watchdog import Watchdog
@@ -203,15 +203,35 @@ class RealtimeKernel:
         self._services.append(service)
 
     @overload
-    def on(self, event: str, handler: F, *, concurrent: bool = ..., threadpool: bool = ...) -> F: ...
+    def on(
+        self,
+        event: str,
+        handler: F,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
+    ) -> F: ...
 
     @overload
     def on(
-        self, event: str, handler: None = ..., *, concurrent: bool = ..., threadpool: bool = ...
+        self,
+        event: str,
+        handler: None = ...,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
     ) -> Callable[[F], F]: ...
 
     def on(
-        self, event: str, handler: F | None = None, *, concurrent: bool = False, threadpool: bool = False
+        self,
+        event: str,
+        handler: F | None = None,
+        *,
+        concurrent: bool = False,
+        threadpool: bool = False,
+        serial: str | LaneKey | None = None,
     ) -> F | Callable[[F], F]:
         """Register a handler, as a call or as a decorator.
 
@@ -220,13 +240,18 @@ class RealtimeKernel:
         :param handler: a plain function ``(message, context, toolkit)``; it may block its own greenlet.
         :param concurrent: messages it handles do not wait for the client's earlier ones.
         :param threadpool: run it in a native thread, for code that blocks without gevent's knowledge.
+        :param serial: ``"room"``: its messages are handled one at a time per room, whichever client of this node
+            sends them; or a function ``(message, context)`` that returns any key instead of the room, or None, and
+            must not wait. Handlers with equal keys share a lane: see :mod:`realtime.lanes`.
         :raises ConfigurationError: a name or function that cannot be registered.
         """
 
         check_event(event)
 
         def register(function: F) -> F:
-            self._router.on(event, function, concurrent=concurrent, threadpool=threadpool)
+            self._router.on(event, function, concurrent=concurrent, threadpool=threadpool, serial=serial)
+            if serial is not None:
+                self._hub.open_lanes()
             return function
 
         return register if handler is None else register(handler)
@@ -506,6 +531,7 @@ class RealtimeKernel:
             "rooms": len(hub.rooms.list()),
             "workers": hub.workers.count if self.running else 0,
             "busy_workers": hub.workers.busy if self.running else 0,
+            "lanes": hub.lane_stats(),
             "blocked_loops": self._watchdog.count,
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],

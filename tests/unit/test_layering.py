@@ -27,6 +27,7 @@ LAYERS = [
         "drain",
         "hub",
         "kernel",
+        "lanes",
         "outbox",
         "requests",
         "startup",
