@@ -20,7 +20,7 @@ from realtime.cluster import Alone, Cluster
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits, MiB
 from realtime.connection import Connection, Context
-from realtime.delivery import Delivery
+from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from
 from realtime.errors import (
     BadMessage,
     ConfigurationError,
@@ -282,7 +282,10 @@ class Hub:
     def _schedule(self, connection: Connection) -> None:
         if not connection.busy:
             connection.busy = True
-            self._go_on(connection, None)
+            if self._lanes is None:
+                self.workers.submit(partial(self._serve, connection))
+            else:
+                self._go_on(connection, None)
 
     def _go_on(self, connection: Connection, turn: Turn | None) -> None:
         """Have a worker handle what waits in a client's inbox, once the first of it has its turn in its lane."""
@@ -305,7 +308,7 @@ class Hub:
         connection.inbox.rotate(1)
         self._schedule(connection)
 
-    def _serve(self, connection: Connection, turn: Turn | None) -> None:
+    def _serve(self, connection: Connection, turn: Turn | None = None) -> None:
         """In a worker: handle what waits in a client's inbox, a few at a time so that others get a turn."""
         user = self._user
         lanes = self._lanes
@@ -326,7 +329,9 @@ class Hub:
                 if connection.paused:
                     self.resume_if_room(connection)
         finally:
-            if turn is not WAITING:
+            if not inbox and turn is None:
+                connection.busy = False
+            elif turn is not WAITING:
                 self._go_on(connection, turn)
 
     def _start_beside(self, connection: Connection, message: Message) -> bool:
@@ -418,12 +423,21 @@ class Hub:
     # Delivery ----------------------------------------------------------------------------------------
 
     def outbound(
-        self, message: Mapping[str, Any] | Message, *, delivery: Delivery | None = None, **options: Any
+        self,
+        message: Mapping[str, Any] | Message,
+        options: DeliveryOptions = NO_OPTIONS,
+        *,
+        room: str | None = None,
+        ack: str | int | None = None,
     ) -> Outbound:
-        """Stamp a message with the time. Raises BadMessage."""
-        if delivery is not None and delivery.ttl is not None:
-            options["expires"] = time.monotonic() + delivery.ttl
-        return Outbound(message, int(time.time() * 1000), delivery=delivery, **options)
+        """Stamp a message with the time. Raises BadMessage, and TypeError for an unknown delivery option."""
+        now = int(time.time() * 1000)
+        if not options:
+            return Outbound(message, now, room=room, ack=ack)
+        delivery = delivery_from(options)
+        ttl = delivery.ttl if delivery is not None else None
+        expires = time.monotonic() + ttl if ttl is not None else None
+        return Outbound(message, now, room=room, ack=ack, delivery=delivery, expires=expires)
 
     def put(self, connection: Connection, outbound: Outbound) -> None:
         """Put into one outbox without waiting: where it does not fit, its policy decides.

@@ -14,7 +14,6 @@ from realtime import conversation, drain, startup
 from realtime.codes import CloseCode
 from realtime.config import Limits
 from realtime.connection import Connection, Context, RemoteClient
-from realtime.delivery import DeliveryOptions, delivery_from
 from realtime.dispatch import Dispatcher
 from realtime.errors import (
     ConfigurationError,
@@ -23,7 +22,7 @@ from realtime.errors import (
     unknown_client,
 )
 from realtime.hub import Hub
-from realtime.message import Message, Outbound
+from realtime.message import Message
 from realtime.presence import PresenceStore
 from realtime.rooms import RoomManager
 from realtime.routing import HandlerFunction, LaneKey, check_event, check_function
@@ -33,6 +32,8 @@ from realtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+    from realtime.delivery import DeliveryOptions
 
 __all__ = ["RealtimeKernel", "Service", "TransportLike"]
 
@@ -402,22 +403,17 @@ class RealtimeKernel:
         connection = self._hub.connections.get(client_id)
         if connection is not None:
             self._send_to(connection, message, delivery)
-        elif not self._hub.cluster.send(client_id, self._outbound(message, delivery)):
+        elif not self._hub.cluster.send(client_id, self._hub.outbound(message, delivery)):
             raise unknown_client(client_id)
-
-    def _outbound(self, message: Sendable, delivery: DeliveryOptions, room: str | None = None) -> Outbound:
-        if not delivery:
-            return self._hub.outbound(message, room=room)
-        return self._hub.outbound(message, room=room, delivery=delivery_from(delivery))
 
     @on_home_thread
     def _send_to(self, connection: Connection, message: Sendable, delivery: DeliveryOptions) -> None:
-        self._hub.deliver(connection, self._outbound(message, delivery))
+        self._hub.deliver(connection, self._hub.outbound(message, delivery))
 
     @on_home_thread
     def _send_to_each(self, client_ids: Sequence[str], message: Sendable, delivery: DeliveryOptions) -> None:
         hub = self._hub
-        outbound = self._outbound(message, delivery)
+        outbound = hub.outbound(message, delivery)
         for client_id in client_ids:
             if client_id not in hub.connections and not hub.cluster.has(client_id):
                 raise unknown_client(client_id)
@@ -463,7 +459,7 @@ class RealtimeKernel:
             except_ids = tuple(except_ids)
         if room is not None:
             hub.rooms.check_name(room)
-        outbound = self._outbound(message, delivery, room)
+        outbound = hub.outbound(message, delivery, room=room)
         here = hub.connections if room is None else hub.rooms.each_member(room)
         count = hub.deliver_to(here, outbound, except_ids)
         if confirm:
@@ -482,7 +478,7 @@ class RealtimeKernel:
         if wanted is None:
             return self.broadcast(message, except_ids=skip, **delivery)
         hub = self._hub
-        outbound = self._outbound(message, delivery)
+        outbound = hub.outbound(message, delivery)
         chosen = [id_ for id_, connection in tuple(hub.connections.items()) if wanted(connection.context)]
         count = hub.deliver_to(chosen, outbound, skip)
         for client_id in tuple(hub.cluster.clients()):
