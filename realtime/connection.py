@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from gevent.event import AsyncResult
-
 from realtime.config import Heartbeat
 from realtime.message import JSON, Message, Wire
 
 if TYPE_CHECKING:
-    from realtime.conversation import Waiter
+    from realtime.conversation import Answer, Waiter
     from realtime.dispatch import Stream
     from realtime.outbox import Outbox
 
@@ -188,7 +186,7 @@ class Connection(ABC):
         self.leaving = False  # its transport knows that only what a socket holds can still come
         self.concurrent = 0  # handlers running beside the inbox
         self.waiters: list[Waiter] | None = None
-        self.calls: dict[int, AsyncResult[Any]] | None = None
+        self.calls: dict[int, Answer] | None = None
         self.streams: dict[str | int, Stream] | None = None  # under way, by ack
         self.answers = 0  # ids given to calls so far
         self.last_rooms: Sequence[str] | None = None

@@ -24,6 +24,7 @@ from realtime.errors import (
 from realtime.hub import Hub
 from realtime.message import Message
 from realtime.presence import PresenceStore
+from realtime.room_calls import RoomCall
 from realtime.rooms import RoomManager
 from realtime.routing import HandlerFunction, LaneKey, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
@@ -453,10 +454,7 @@ class RealtimeKernel:
         :raises NotConfirmed: ``confirm``, and some nodes did not in time; ``.nodes`` names them.
         """
         hub = self._hub
-        if isinstance(except_ids, str):
-            except_ids = (except_ids,)
-        elif not isinstance(except_ids, Collection):
-            except_ids = tuple(except_ids)
+        except_ids = _ids(except_ids)
         if room is not None:
             hub.rooms.check_name(room)
         outbound = hub.outbound(message, delivery, room=room)
@@ -501,6 +499,29 @@ class RealtimeKernel:
         return conversation.call(self._hub, connection, message, seconds)
 
     @on_home_thread
+    def call_room(
+        self,
+        room: str,
+        message: Sendable,
+        *,
+        timeout: float | None = None,
+        except_ids: Collection[str] = (),
+    ) -> RoomCall:
+        """Ask every member of a room, on all nodes, and iterate over ``(client_id, result)`` as answers come.
+
+        The message is sent at once, and may stall as a broadcast does. See :class:`~realtime.room_calls.RoomCall`:
+        ``missing`` of what is returned tells who has not answered.
+
+        :param timeout: seconds until it ends, ``Limits.ack_timeout`` (10) if not given.
+        :raises BadRoom: no name of a room.
+        :raises MessageTooBig, BadMessage: it cannot be sent.
+        """
+        self._hub.rooms.check_name(room)
+        call = RoomCall(self._hub, self._home, self.limits.ack_timeout if timeout is None else timeout)
+        call.ask(room, message, frozenset(_ids(except_ids)), elsewhere=True)
+        return call
+
+    @on_home_thread
     def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, *, reason: str = "") -> None:
         """Close a client's connection after what waits for it was sent.
 
@@ -537,3 +558,10 @@ class RealtimeKernel:
     @on_home_thread
     def _wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:
         return self._dispatcher.wait_for(connection, event, timeout)
+
+
+def _ids(given: Collection[str] | str) -> Collection[str]:
+    """Take also a single id, and what can only be iterated over."""
+    if isinstance(given, str):
+        return (given,)
+    return given if isinstance(given, Collection) else tuple(given)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from realtime.delivery import DeliveryOptions
     from realtime.kernel import RealtimeKernel
+    from realtime.room_calls import RoomCall
 
 __all__ = ["PresenceTools", "RoomTools", "Toolkit"]
 
@@ -78,6 +79,27 @@ class RoomTools:
             except_ids = (*except_ids, self._connection.id)
         return self._kernel.broadcast(message, room, except_ids=except_ids, **delivery)
 
+    def call(
+        self,
+        room: str,
+        message: Sendable,
+        *,
+        timeout: float | None = None,
+        except_self: bool = False,
+        except_ids: Collection[str] = (),
+    ) -> RoomCall:
+        """Ask every member of a room: ``for client_id, result in toolkit.rooms.call(...)`` as answers come.
+
+        Ends when all have answered or at the timeout; ``.missing`` of what is returned tells who has not. A member
+        that answers with an error yields the ``CallFailed``. See ``RealtimeKernel.call_room``.
+
+        :param timeout: seconds, ``Limits.ack_timeout`` (10) if not given.
+        """
+        if except_self:
+            except_ids = (except_ids,) if isinstance(except_ids, str) else except_ids
+            except_ids = (*except_ids, self._connection.id)
+        return self._kernel.call_room(room, message, timeout=timeout, except_ids=except_ids)
+
 
 class PresenceTools:
     """``toolkit.presence``: who is here, and what this client shows of itself."""
@@ -115,7 +137,7 @@ class Toolkit:
 
     @property
     def rooms(self) -> RoomTools:
-        """Rooms: join, leave, list, members, broadcast."""
+        """Rooms: join, leave, list, members, broadcast, call."""
         return RoomTools(self._kernel, self._connection, self._message)
 
     @property

@@ -91,7 +91,10 @@ class DeliverToClient(Struct, frozen=True):
 
 
 class RunCall(Struct, frozen=True):
-    """Do what ``body`` asks for a client of ours; then say ``core.answer(origin, token, ok, body)``."""
+    """Do what ``body`` asks for a client of ours, or of this node itself, where ``client`` is empty.
+
+    Then say ``core.answer(origin, token, ok, body)``; before it with ``more=True`` what there is already.
+    """
 
     origin: str
     token: int
@@ -111,11 +114,12 @@ class MeshEvent(Struct, frozen=True):
 
 
 class CallAnswered(Struct, frozen=True):
-    """The answer to a call."""
+    """The answer to a call, or a part of it, after which ``more`` follows."""
 
     token: int
     ok: bool
     body: bytes
+    more: bool = False
 
 
 class CallLost(Struct, frozen=True):

@@ -137,7 +137,7 @@ class ToClient(Struct, array_like=True, frozen=True, tag=1):
 
 
 class Call(Struct, array_like=True, frozen=True, tag=2):
-    """A question to the node of a client."""
+    """A question to the node of a client, or to a node itself, where ``client`` is empty."""
 
     token: _Count
     client: str
@@ -146,11 +146,12 @@ class Call(Struct, array_like=True, frozen=True, tag=2):
 
 
 class Answer(Struct, array_like=True, frozen=True, tag=3):
-    """What became of a call."""
+    """What became of a call; ``more`` follows if it is only a part of it."""
 
     token: _Count
     ok: bool
     body: bytes
+    more: bool = False
 
 
 class Delivered(Struct, array_like=True, frozen=True, tag=4):

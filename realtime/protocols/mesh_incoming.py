@@ -57,7 +57,7 @@ class Incoming(Outgoing):
         self._actions.append(RunCall(peer.id, message.token, message.client, message.body, message.timeout))
 
     def _on_answer(self, peer: Peer, message: Answer) -> None:
-        self._resolved(self._pending.answered(message.token, peer.id, message.ok, message.body))
+        self._resolved(self._pending.answered(message.token, peer.id, message.ok, message.body, message.more))
 
     def _on_delivered(self, peer: Peer, message: Delivered) -> None:
         self._resolved(self._pending.delivered(message.token, peer.id, message.count))

@@ -258,24 +258,40 @@ class Outgoing:
         peer = self._peer_of(client)
         if peer is None:
             return False
+        self._ask(peer, token, client, body, timeout, now)
+        return True
+
+    def call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> None:
+        """Ask a node that has joined; otherwise as ``call``, but that the answer may come in parts."""
+        self._ask(self._peers.known[node], token, "", body, timeout, now)
+
+    def _ask(self, peer: Peer, token: int, client: str, body: bytes, timeout: float, now: float) -> None:
         self._check_size({"": body})
         if len(self._pending) >= MOST_PENDING:
             self._actions.append(CallLost(token, "busy"))
-            return True
+            return
         self._flush_changes()
         sequence = self._peers.send(peer, encode(Call(token, client, body, timeout)))
         self._pending.add(token, peer.id, sequence, now + timeout, is_call=True)
         self._sooner(now + timeout)
-        return True
+
+    def members_to_ask(self, room: str, name: str, except_ids: Collection[str]) -> dict[str, list[str]]:
+        """Return who would get a message named so to a room, by the nodes they are on."""
+        wanted = {
+            node: [client for client in members if client not in except_ids]
+            for node, members in self._index.nodes_in(room).items()
+            if self._routes.open or self._routes.allow(node, name, room)
+        }
+        return {node: members for node, members in wanted.items() if members}
 
     def forget(self, token: int) -> None:
         """Nobody waits for what this token stands for any more."""
         self._pending.forget(token)
 
-    def answer(self, origin: str, token: int, ok: bool, body: bytes) -> None:
-        """Say what became of a RunCall. Raises MessageTooBig."""
+    def answer(self, origin: str, token: int, ok: bool, body: bytes, *, more: bool = False) -> None:
+        """Say what became of a RunCall, or with ``more`` a part of it. Raises MessageTooBig."""
         self._check_size({"": body})
-        self._reply(origin, Answer(token, ok, body))
+        self._reply(origin, Answer(token, ok, body, more))
 
     def delivered(self, origin: str, token: int, count: int) -> None:
         """Say that a DeliverToRoom with ``confirm`` is done."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from time import monotonic
 from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
 
-from realtime.cluster import Cluster, Entry
+from realtime.cluster import Cluster, Entry, RoomAnswers
 from realtime.errors import BadMessage, ConnectionClosed, MessageTooBig, NotConfirmed, TimedOut, unknown_client
 from realtime.hub import Hub
 from realtime.message import CODECS, JSON, Outbound
 from realtime.outbox import stall
 from realtime.protocols.mesh_actions import CallAnswered, CallLost, Confirmed, ConfirmFailed
-from realtime.protocols.mesh_calls import pack_question, unpack_failure, unpack_result
+from realtime.protocols.mesh_calls import pack_question, unpack_answers, unpack_failure, unpack_result
 from realtime.protocols.mesh_outgoing import Published
 from realtime.transports.mesh_engine import Engine
 
@@ -63,6 +63,27 @@ class _Confirmation:
                 self.done.set()
 
 
+class _NodeAnswers:
+    """What one node says to a question to the members of a room."""
+
+    def __init__(self, node: str, answers: RoomAnswers) -> None:
+        self._node = node
+        self._answers = answers
+
+    def part(self, packed: Any) -> None:
+        """Some members have answered. Raises BadMessage."""
+        self._answers.answered(self._node, unpack_answers(packed))
+
+    def set(self, missing: Any) -> None:
+        """That was all."""
+        self._answers.ended(self._node, missing if isinstance(missing, list) else None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """It says nothing more."""
+        log.debug("node %s does not tell what members of a room answer: %s", self._node, error)
+        self._answers.ended(self._node, None)
+
+
 class MeshCluster(Cluster):
     """Belongs to one start of one node.
 
@@ -75,7 +96,7 @@ class MeshCluster(Cluster):
         self._hub = hub
         self._awaiting = awaiting
         self._tokens = itertools.count(1)
-        self._questions: dict[int, AsyncResult[Any]] = {}
+        self._questions: dict[int, AsyncResult[Any] | _NodeAnswers] = {}
         self._confirmations: dict[int, _Confirmation] = {}
         self._unsynced: dict[str, int] = {}  # bytes sent to a client since its node last said that it has room
 
@@ -180,6 +201,45 @@ class MeshCluster(Cluster):
             )
         return confirmation.delivered
 
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Ask the members of a room on other nodes. Stalls 5 ms at most while their links are crowded."""
+        core = self.engine.core
+        tokens: list[int] = []
+        reading = ExitStack()
+
+        def forget() -> None:
+            reading.close()
+            for token in tokens:
+                self._questions.pop(token, None)
+                core.forget(token)
+
+        nodes = core.members_to_ask(room, message["type"], except_ids)
+        if not nodes:
+            return forget
+        arguments = {"room": room, "message": message, "except_ids": list(except_ids), "timeout": timeout}
+        body = pack_question("call_room", arguments)
+        try:
+            for node, members in nodes.items():
+                token = next(self._tokens)
+                core.call_node(token, node, body, timeout=timeout + GRACE, now=monotonic())
+                tokens.append(token)
+                self._questions[token] = _NodeAnswers(node, answers)
+                answers.asked(node, members)
+            reading.enter_context(self._awaiting(nodes))
+            self.engine.act()
+            self._stall(nodes)
+        except BaseException:
+            forget()
+            raise
+        return forget
+
     # One client ------------------------------------------------------------------------------------------
 
     def send(self, client_id: str, message: Outbound) -> bool:
@@ -252,13 +312,17 @@ class MeshCluster(Cluster):
             answer.set_exception(unpack_failure(action.body))
         else:
             try:
-                answer.set(unpack_result(action.body))
+                result = unpack_result(action.body)
+                if action.more and isinstance(answer, _NodeAnswers):
+                    answer.part(result)
+                else:
+                    answer.set(result)
             except BadMessage as error:
                 answer.set_exception(error)
 
     def give_up(self) -> None:
         """The node stops: nobody will answer any more."""
-        for answer in self._questions.values():
+        for answer in tuple(self._questions.values()):
             answer.set_exception(ConnectionClosed(1001, "this node stops"))
         for confirmation in self._confirmations.values():
             confirmation.done.set()

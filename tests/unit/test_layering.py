@@ -30,6 +30,7 @@ LAYERS = [
         "lanes",
         "outbox",
         "requests",
+        "room_calls",
         "startup",
         "threads",
         "toolkit",
