@@ -90,6 +90,8 @@ def unpack_answers(packed: Any) -> list[tuple[str, Any]]:
     try:
         for answer in packed:
             client, ok, result = _read(answer)
+            if not isinstance(client, str):
+                raise TypeError("an id is a string")
             answers.append((client, result if ok else CallFailed(str(result[0]), code=str(result[1]))))
     except (TypeError, ValueError, IndexError):
         raise BadMessage("a node passes on what is no answer") from None
