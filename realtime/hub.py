@@ -445,7 +445,8 @@ class Hub:
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         frame = self._finished(outbound, connection.wire)
-        self.counters["sent"] += connection.outbox.put(frame)
+        if connection.outbox.put(frame):
+            self.counters["sent"] += 1
 
     def send_error(
         self,
@@ -492,7 +493,8 @@ class Hub:
             outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
             if connection.closed:
                 raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
-        self.counters["sent"] += outbox.put(frame)
+        if outbox.put(frame):
+            self.counters["sent"] += 1
 
     def _deliver_to_full(
         self, full: list[tuple[Outbox, bytes]], deadline: float, waits_for: Callable[[Outbox], bool]
@@ -543,7 +545,8 @@ class Hub:
             if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop:
                 full.append((outbox, frame))
                 continue
-            count += outbox.put(frame)
+            if outbox.put(frame):
+                count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
         crowded = [] if outbound.volatile else [outbox for outbox in crowded if waits_for(outbox)]

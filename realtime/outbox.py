@@ -52,11 +52,12 @@ class Sink(Protocol):
 class Flusher:
     """Flushes every outbox that was written to, once per loop turn. One per hub of gevent."""
 
-    __slots__ = ("_dirty", "_loop", "counters")
+    __slots__ = ("_dirty", "_expiring", "_loop", "counters")
 
     def __init__(self, hub: GeventHub, counters: Counter[str]) -> None:
         self._loop = hub.loop
         self._dirty: list[Outbox] = []
+        self._expiring: list[Outbox] = []
         self.counters = counters
 
     def add(self, outbox: Outbox) -> None:
@@ -65,8 +66,16 @@ class Flusher:
             self._loop.run_callback(self._flush_all)
         self._dirty.append(outbox)
 
+    def add_expiring(self, outbox: Outbox) -> None:
+        """``outbox``, which is flushed in this turn, has got what may have expired by then."""
+        self._expiring.append(outbox)
+
     def _flush_all(self) -> None:
         dirty, self._dirty = self._dirty, []
+        if self._expiring:
+            expiring, self._expiring = self._expiring, []
+            for outbox in expiring:
+                outbox.drop_expired()
         for outbox in dirty:
             try:
                 outbox.flush()
@@ -172,7 +181,7 @@ class Outbox:
             if isinstance(frame, Perishable) and not self._has_use(frame):
                 return False
             if self.size + len(frame) > self.limit:
-                self._drop_expired()
+                self.drop_expired()
                 if not self._blocked:
                     self.flush()
         if self.closed:  # perhaps because a flush found the connection broken
@@ -198,6 +207,8 @@ class Outbox:
                 self._flusher.counters["expired"] += 1
                 return False
             self._expires = min(self._expires, frame.expires)
+            if not self._blocked:  # else it is looked at when the socket takes something again
+                self._flusher.add_expiring(self)
         if delivery.conflate is not None:
             self._forget_key(delivery.conflate)
         if delivery.volatile and not self.has_room(len(frame)):
@@ -242,7 +253,7 @@ class Outbox:
         self._flusher.counters["dropped_oldest"] += len(chosen)
         return True
 
-    def _drop_expired(self) -> None:
+    def drop_expired(self) -> None:
         """Drop the frames whose time is over, if there can be any."""
         if self._expires == NEVER or time.monotonic() < self._expires:
             return
@@ -267,8 +278,6 @@ class Outbox:
         if self._blocked:
             return
         self._scheduled = False
-        if self._expires != NEVER:
-            self._drop_expired()
         frames = self._frames
         if not frames:
             return
@@ -335,6 +344,7 @@ class Outbox:
     def resume(self) -> None:
         """The socket can take more: called by the sink after ``watch_writable``."""
         self._blocked = False
+        self.drop_expired()
         before = self.size
         self.flush()
         self.progress += before - self.size
@@ -344,7 +354,7 @@ class Outbox:
         if self.size > self.park_at or self.size + size > self.limit:
             if not self._blocked:
                 self.flush()
-            self._drop_expired()
+            self.drop_expired()
             return self.closed or (self.size <= self.park_at and self.size + min(size, self.limit) <= self.limit)
         return True
 

@@ -18,9 +18,10 @@ from realtime.hub import Hub
 from realtime.message import CODECS, JSON, Outbound
 from realtime.outbox import stall
 from realtime.protocols.mesh_actions import CallAnswered, CallLost, Confirmed, ConfirmFailed
-from realtime.protocols.mesh_calls import pack_question, unpack_answers, unpack_failure, unpack_result
+from realtime.protocols.mesh_calls import pack_question, unpack_failure, unpack_result
 from realtime.protocols.mesh_outgoing import Published
 from realtime.transports.mesh_engine import Engine
+from realtime.transports.mesh_room_calls import NodeAnswers, ask_nodes
 
 __all__ = ["MeshCluster"]
 
@@ -63,27 +64,6 @@ class _Confirmation:
                 self.done.set()
 
 
-class _NodeAnswers:
-    """What one node says to a question to the members of a room."""
-
-    def __init__(self, node: str, answers: RoomAnswers) -> None:
-        self._node = node
-        self._answers = answers
-
-    def part(self, packed: Any) -> None:
-        """Some members have answered. Raises BadMessage."""
-        self._answers.answered(self._node, unpack_answers(packed))
-
-    def set(self, missing: Any) -> None:
-        """That was all."""
-        self._answers.ended(self._node, missing if isinstance(missing, list) else None)
-
-    def set_exception(self, error: BaseException) -> None:
-        """It says nothing more."""
-        log.debug("node %s does not tell what members of a room answer: %s", self._node, error)
-        self._answers.ended(self._node, None)
-
-
 class MeshCluster(Cluster):
     """Belongs to one start of one node.
 
@@ -96,7 +76,7 @@ class MeshCluster(Cluster):
         self._hub = hub
         self._awaiting = awaiting
         self._tokens = itertools.count(1)
-        self._questions: dict[int, AsyncResult[Any] | _NodeAnswers] = {}
+        self._questions: dict[int, AsyncResult[Any] | NodeAnswers] = {}
         self._confirmations: dict[int, _Confirmation] = {}
         self._unsynced: dict[str, int] = {}  # bytes sent to a client since its node last said that it has room
 
@@ -211,27 +191,21 @@ class MeshCluster(Cluster):
     ) -> Callable[[], None]:
         """Ask the members of a room on other nodes. Stalls 5 ms at most while their links are crowded."""
         core = self.engine.core
-        tokens: list[int] = []
+        asked = ask_nodes(
+            core, room, message, except_ids, timeout, answers,
+            token=lambda: next(self._tokens), deadline=timeout + GRACE, now=monotonic(),
+        )  # fmt: skip
+        nodes = [node_answers.node for node_answers in asked.values()]
         reading = ExitStack()
 
         def forget() -> None:
             reading.close()
-            for token in tokens:
+            for token in asked:
                 self._questions.pop(token, None)
                 core.forget(token)
 
-        nodes = core.members_to_ask(room, message["type"], except_ids)
-        if not nodes:
-            return forget
-        arguments = {"room": room, "message": message, "except_ids": list(except_ids), "timeout": timeout}
-        body = pack_question("call_room", arguments)
+        self._questions.update(asked)
         try:
-            for node, members in nodes.items():
-                token = next(self._tokens)
-                core.call_node(token, node, body, timeout=timeout + GRACE, now=monotonic())
-                tokens.append(token)
-                self._questions[token] = _NodeAnswers(node, answers)
-                answers.asked(node, members)
             reading.enter_context(self._awaiting(nodes))
             self.engine.act()
             self._stall(nodes)
@@ -313,7 +287,7 @@ class MeshCluster(Cluster):
         else:
             try:
                 result = unpack_result(action.body)
-                if action.more and isinstance(answer, _NodeAnswers):
+                if action.more and isinstance(answer, NodeAnswers):
                     answer.part(result)
                 else:
                     answer.set(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import gevent
 from gevent.event import Event
 
 from realtime.cluster import ClusterNode
-from realtime.errors import BadMessage, CallFailed, MessageTooBig
+from realtime.errors import BadMessage, MessageTooBig
 from realtime.message import Outbound
 from realtime.outbox import Outbox
 from realtime.protocols.mesh_actions import (
@@ -31,11 +31,12 @@ from realtime.protocols.mesh_actions import (
     RunCall,
     SendFrame,
 )
-from realtime.protocols.mesh_calls import pack_answers, pack_failure, pack_result, unpack_question
+from realtime.protocols.mesh_calls import pack_failure, pack_result, unpack_question
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_frames import SessionEvent
 from realtime.protocols.mesh_handshake import Hello
 from realtime.transports.mesh_links import Links, LinkUser
+from realtime.transports.mesh_room_calls import perform_here
 
 __all__ = ["Engine", "News"]
 
@@ -263,7 +264,7 @@ class Engine(LinkUser):
             if action.client:
                 result = self._node.perform(action.client, operation, arguments)
             else:
-                result = self._perform_here(action, operation, arguments)
+                result = perform_here(self.core, self._node, action, operation, arguments, self.act)
             body, ok = pack_result(result), True
         except Exception as error:
             body, ok = pack_failure(error), False
@@ -272,29 +273,6 @@ class Engine(LinkUser):
         except MessageTooBig as error:
             self.core.answer(action.origin, action.token, False, pack_failure(error))
         self.act()
-
-    def _perform_here(self, action: RunCall, operation: str, arguments: Mapping[str, Any]) -> Any:
-        """Do what a node asks of this one, rather than for a client; pass on what there is of it already."""
-        if operation != "call_room":
-            raise BadMessage(f"no operation {operation!r} of a node; there is call_room")
-        parts = self._node.call_room(**arguments)
-        try:
-            while True:
-                for clients, body in pack_answers(next(parts)):
-                    self._pass_on(action, clients, body)
-                self.act()
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            parts.close()
-
-    def _pass_on(self, action: RunCall, clients: list[str], body: bytes) -> None:
-        try:
-            self.core.answer(action.origin, action.token, True, body, more=True)
-        except MessageTooBig as error:  # a single one: see pack_answers
-            failed = [(client, CallFailed(error.message, code=error.code)) for client in clients]
-            for _, short in pack_answers(failed):
-                self.core.answer(action.origin, action.token, True, short, more=True)
 
 
 def _relayed(action: DeliverToRoom | DeliverToClient, came_at: float) -> Outbound:
