@@ -9,14 +9,14 @@ lag behind by a moment. ``realtime.testing.ClusterConformance`` proves an implem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from realtime.codes import CloseCode
 from realtime.errors import ConfigurationError, ConnectionClosed, unknown_client
 from realtime.message import Outbound
 
-__all__ = ["Alone", "Cluster", "ClusterNode", "is_local"]
+__all__ = ["Alone", "Cluster", "ClusterNode", "RoomAnswers", "is_local"]
 
 Entry = dict[str, Any]
 """A client as presence shows it: ``{"id", "metadata", "rooms", "connected_at"}``."""
@@ -53,12 +53,34 @@ class ClusterNode(Protocol):
         So its node could not tell those who share the rooms. Told once; not while this node itself leaves.
         """
 
+    def call_room(
+        self, room: str, message: Mapping[str, Any], except_ids: Collection[str], timeout: float
+    ) -> Generator[list[tuple[str, Any]], None, list[str]]:
+        """Ask this node's members of a room: yield their answers, as ``RoomAnswers.answered`` takes them, and return
+        who has not answered. Switches greenlets.
+
+        :raises RealtimeError: they cannot be asked this.
+        """
+
     def own_clients(self) -> Iterable[tuple[Entry, str]]:
         """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
 
 
 Then = Callable[[Any, Exception | None], None]
 """Told what a node answered, or why there is no answer. Must not wait, nor raise."""
+
+
+class RoomAnswers(Protocol):
+    """Who wants to know what members of a room on other nodes answer. None of these waits."""
+
+    def asked(self, node: str, members: Collection[str]) -> None:
+        """Members on a node are being asked: ``answered`` any number of times and ``ended`` once follow."""
+
+    def answered(self, node: str, answers: Collection[tuple[str, Any]]) -> None:
+        """Clients of a node have answered, each with a result or a CallFailed."""
+
+    def ended(self, node: str, missing: Collection[str] | None) -> None:
+        """No more answers come from a node; ``missing`` did not answer. None: it is not known who was asked there."""
 
 
 class Cluster(ABC):
@@ -115,6 +137,21 @@ class Cluster(ABC):
         """As ``publish``; parks until every node it went to has delivered it, and returns to how many clients.
 
         :raises NotConfirmed: not all of them said so within ``timeout`` seconds; names those that did not.
+        """
+
+    @abstractmethod
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Ask the members of a room on other nodes, which have ``timeout`` seconds; tell ``answers`` what they say.
+
+        :returns: a function after whose call ``answers`` is told nothing more.
+        :raises BadMessage, MessageTooBig: it cannot go to other nodes.
         """
 
     @abstractmethod
@@ -220,6 +257,17 @@ class Alone(Cluster):
     ) -> int:
         """Nobody is elsewhere, so everybody has confirmed."""
         return 0
+
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Nobody is elsewhere."""
+        return lambda: None
 
     def send(self, client_id: str, message: Outbound) -> bool:
         """Nobody is elsewhere."""

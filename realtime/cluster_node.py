@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any
 
 from realtime import conversation
@@ -13,6 +13,8 @@ from realtime.errors import BadMessage, MessageTooBig, unknown_client
 from realtime.hub import Hub
 from realtime.message import Outbound
 from realtime.outbox import Outbox
+from realtime.room_calls import RoomCall, answers_to_pass_on
+from realtime.threads import HomeThread
 
 __all__ = ["LocalNode"]
 
@@ -149,6 +151,14 @@ class LocalNode(ClusterNode):
         if function is None:
             raise BadMessage(f"no operation {operation!r} of a node; there are {', '.join(self._own_operations)}")
         return function(arguments)
+
+    def call_room(
+        self, room: str, message: Mapping[str, Any], except_ids: Collection[str], timeout: float
+    ) -> Generator[list[tuple[str, Any]], None, list[str]]:
+        """Ask this node's members of a room, for another node: see ``answers_to_pass_on``. Switches greenlets."""
+        call = RoomCall(self._hub, HomeThread(), timeout)
+        call.ask(room, message, except_ids, elsewhere=False)
+        return answers_to_pass_on(call)
 
     def _call(self, connection: Connection, arguments: Mapping[str, Any]) -> Any:
         return conversation.call(self._hub, connection, arguments["message"], arguments["timeout"])

@@ -53,7 +53,7 @@ class Limits:
 
     outbox: int = 1 * MiB
     """Bytes that wait for one client beside what its socket has taken. A message that does not fit meets
-    its overflow policy: close with 4008 (default), drop the oldest, or conflate."""
+    its overflow policy: close with 4008 (default), drop the oldest, or itself: see ``realtime.delivery``."""
 
     park_above: float = 0.75
     """Share of ``outbox`` above which ``send`` and ``reply`` park the handler and a broadcast stalls."""
@@ -81,6 +81,10 @@ class Limits:
     concurrent: int = 64
     """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox. With 1 all
     run in line."""
+
+    lane: int = 1000
+    """Messages that wait for one lane (``kernel.on(..., serial=...)``), each of another client but for concurrent
+    ones. Past it further ones are answered ``lane_full``: who is behind so many waits too long anyway."""
 
     threads: int = 16
     """Native threads for ``threadpool=True`` handlers; further ones wait for a free one. Ten is gevent's own

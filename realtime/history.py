@@ -192,15 +192,15 @@ class History:
     # Messages ------------------------------------------------------------------------------------------
 
     def publish(self, room: str, message: Outbound, except_ids: Collection[str]) -> Delivery:
-        """Keep a message for a room that keeps its history; return what goes to the members here.
+        """Keep a message for a room that keeps its history, if it is not volatile; return what goes to the members here.
 
         ``message`` gets the mark by which other nodes know it.
 
         :raises BadMessage: it cannot be encoded.
         """
         one = self.log_of(room)
-        if one is None:
-            return message, except_ids
+        if one is None or message.volatile:
+            return message, except_ids if one is None else self.without_held(room, except_ids)
         codec = MSGPACK if self._has_msgpack() else JSON
         body = message.encoded(codec)
         now = time.time()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 try:
     import flask
@@ -36,9 +36,15 @@ from realtime.integrations.wsgi import RealtimeMiddleware
 from realtime.kernel import RealtimeKernel
 from realtime.presence import PresenceStore
 from realtime.protocols.http import Request
+from realtime.room_calls import RoomCall
 from realtime.rooms import RoomManager
-from realtime.routing import HandlerFunction, check_function
+from realtime.routing import HandlerFunction, LaneKey, check_function
 from realtime.toolkit import Sendable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+    from realtime.delivery import DeliveryOptions
 
 __all__ = ["Realtime", "login_required"]
 
@@ -189,15 +195,35 @@ class Realtime:
     # Handlers ----------------------------------------------------------------------------------------
 
     @overload
-    def on(self, event: str, handler: F, *, concurrent: bool = ..., threadpool: bool = ...) -> F: ...
+    def on(
+        self,
+        event: str,
+        handler: F,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
+    ) -> F: ...
 
     @overload
     def on(
-        self, event: str, handler: None = ..., *, concurrent: bool = ..., threadpool: bool = ...
+        self,
+        event: str,
+        handler: None = ...,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
     ) -> Callable[[F], F]: ...
 
     def on(
-        self, event: str, handler: F | None = None, *, concurrent: bool = False, threadpool: bool = False
+        self,
+        event: str,
+        handler: F | None = None,
+        *,
+        concurrent: bool = False,
+        threadpool: bool = False,
+        serial: str | LaneKey | None = None,
     ) -> F | Callable[[F], F]:
         """Register a handler ``(message, context, toolkit)`` that runs in the app's context.
 
@@ -207,7 +233,7 @@ class Realtime:
         def register(function: F) -> F:
             check_function(function, 3, f"handler for {event!r}", "(message, context, toolkit)")
             wrapped = in_app(function, lambda: self.app)
-            self.kernel.on(event, wrapped, concurrent=concurrent, threadpool=threadpool)
+            self.kernel.on(event, wrapped, concurrent=concurrent, threadpool=threadpool, serial=serial)
             self._wrapped.append((event, function, wrapped))
             return function
 
@@ -257,9 +283,9 @@ class Realtime:
         """Who is connected."""
         return self.kernel.presence
 
-    def send(self, client_id: str, message: Sendable, *, overflow: str = "close", key: str | None = None) -> None:
+    def send(self, client_id: str, message: Sendable, **delivery: Unpack[DeliveryOptions]) -> None:
         """Send to one client: see ``RealtimeKernel.send``."""
-        self.kernel.send(client_id, message, overflow=overflow, key=key)
+        self.kernel.send(client_id, message, **delivery)
 
     def broadcast(
         self,
@@ -267,19 +293,24 @@ class Realtime:
         room: str | None = None,
         *,
         except_ids: Collection[str] = (),
-        overflow: str = "close",
-        key: str | None = None,
         confirm: bool = False,
         timeout: float | None = None,
+        **delivery: Unpack[DeliveryOptions],
     ) -> int:
         """Send to a room, or to everybody; return to how many: see ``RealtimeKernel.broadcast``."""
         return self.kernel.broadcast(
-            message, room, except_ids=except_ids, overflow=overflow, key=key, confirm=confirm, timeout=timeout
+            message, room, except_ids=except_ids, confirm=confirm, timeout=timeout, **delivery
         )
 
     def call(self, client_id: str, message: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """Ask a client and return its answer: see ``RealtimeKernel.call``."""
         return self.kernel.call(client_id, message, timeout=timeout)
+
+    def call_room(
+        self, room: str, message: Sendable, *, timeout: float | None = None, except_ids: Collection[str] = ()
+    ) -> RoomCall:
+        """Ask every member of a room and iterate over their answers: see ``RealtimeKernel.call_room``."""
+        return self.kernel.call_room(room, message, timeout=timeout, except_ids=except_ids)
 
     def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, *, reason: str = "") -> None:
         """Close a client's connection: see ``RealtimeKernel.disconnect``."""

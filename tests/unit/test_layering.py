@@ -17,7 +17,7 @@ ROOT = Path(realtime.__file__).parent
 # Inner layers first. A module may import from its own layer and from inner ones. A name stands for the module and
 # all below it; the longest one that fits counts.
 LAYERS = [
-    ["errors", "codes", "config", "message", "events"],
+    ["errors", "codes", "config", "delivery", "message", "events"],
     [
         "protocols",
         "cluster",
@@ -41,9 +41,11 @@ LAYERS = [
         "history",
         "hub",
         "kernel",
+        "lanes",
         "outbox",
         "recovery",
         "requests",
+        "room_calls",
         "session_moves",
         "sessions",
         "startup",
