@@ -14,12 +14,12 @@ from realtime.config import KiB
 from realtime.connection import Context
 from realtime.errors import ConfigurationError, ConnectionClosed, Reject, UnknownClient
 from realtime.events import is_reserved
+from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.routing import check_function
 from realtime.signaling.call_rooms import CallRooms
 from realtime.signaling.calls import Calls
-from realtime.signaling.expiry import Expiry
 from realtime.signaling.negotiations import Held, Negotiations
 from realtime.signaling.participants import Participants
 from realtime.signaling.relay import ECHOED, Relay

@@ -11,10 +11,10 @@ from typing import Any
 from realtime.codes import CloseCode, may_reconnect
 from realtime.connection import Context
 from realtime.errors import MessageTooBig, Reject, UnknownClient
+from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.signaling.call_rooms import CallRooms
-from realtime.signaling.expiry import Expiry
 from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import MOST_FORMER, Participant, Participants
 from realtime.signaling.signals import CallRequest, Reason, SignalBounds, read_request, refusal

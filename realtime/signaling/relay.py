@@ -8,10 +8,10 @@ from typing import Any
 
 from realtime.connection import Context
 from realtime.errors import ConnectionClosed, MessageTooBig, Reject, UnknownClient
+from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.signaling.call_rooms import CallRooms
-from realtime.signaling.expiry import Expiry
 from realtime.signaling.negotiations import Negotiations, Verdict
 from realtime.signaling.participants import Participants
 from realtime.signaling.signals import Reason, Signal, SignalBounds, read_signal, refusal

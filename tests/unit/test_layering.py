@@ -25,6 +25,7 @@ LAYERS = [
         "conversation",
         "dispatch",
         "drain",
+        "expiry",
         "hub",
         "kernel",
         "outbox",

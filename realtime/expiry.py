@@ -11,7 +11,7 @@ from gevent.event import Event
 
 __all__ = ["Expiry"]
 
-log = logging.getLogger("realtime.signaling")
+log = logging.getLogger("realtime")
 
 STOPPING = 1.0  # seconds for the greenlet to end
 AFTER_FAILURE = 1.0  # seconds until it is tried again

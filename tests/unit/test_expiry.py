@@ -9,8 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from realtime.signaling.calls import reason_of_end
-from realtime.signaling.expiry import Expiry
+from realtime.expiry import Expiry
 
 PATIENCE = 60.0
 
@@ -88,22 +87,10 @@ def test_it_goes_on_to_what_is_due_next(expiry: Expiry, due: Due) -> None:
 def test_a_failure_is_logged_and_does_not_end_it(
     expiry: Expiry, due: Due, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("realtime.signaling.expiry.AFTER_FAILURE", 0.01)
+    monkeypatch.setattr("realtime.expiry.AFTER_FAILURE", 0.01)
     due.fails = True
     expiry.due(monotonic())
     assert due.called.wait(PATIENCE)
     due.called.clear()
     assert due.called.wait(PATIENCE)
     assert "cannot expire" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("codes", "reason"),
-    [
-        ((1000, 1001, 1005), "closed"),
-        ((1002, 1003, 1006, 1007, 1009, 1011, 4009), "lost"),
-        ((1008, 3000, 4000, 4008, 4013, 4500, 4501, 4503, 4999), "disconnected"),
-    ],
-)
-def test_the_reason_of_a_bye_follows_from_the_close_code(codes: tuple[int, ...], reason: str) -> None:
-    assert {code: reason_of_end(code) for code in codes} == dict.fromkeys(codes, reason)
