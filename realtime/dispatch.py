@@ -88,7 +88,8 @@ class Dispatcher:
         self._kernel = kernel
         self._debug = debug
         self._hub = Hub(limits, self)
-        for event, handler in ClientRequests(self._hub.rooms, self._hub.presence, limits).handlers.items():
+        requests = ClientRequests(self._hub.rooms, self._hub.presence, self._hub.live_presence, limits)
+        for event, handler in requests.handlers.items():
             self.router.add(event, handler)
         self._pool: ThreadPool | None = None
 

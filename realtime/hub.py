@@ -28,9 +28,11 @@ from realtime.errors import (
     NotRunning,
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
+from realtime.live_presence import LivePresence
 from realtime.message import Codec, Droppable, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
+from realtime.presence_diff import key_of
 from realtime.rooms import RoomManager
 from realtime.workers import Workers
 
@@ -82,6 +84,7 @@ class Hub:
         not tell those who share them. Must not wait."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
+        self.live_presence = self.rooms.watch = self.presence.watch = LivePresence(self)
         self.cluster: Cluster = Alone()
         """The other nodes."""
         self._user = user
@@ -143,9 +146,10 @@ class Hub:
         connection._rooms_for = self.rooms.rooms_for
         self.connections[connection.id] = connection
         self._codecs[connection.wire.codec] += 1
-        self.presence.add(connection.id, connection.metadata, connection.connected_at)
+        key = key_of(connection.identity, connection.id)
+        self.presence.add(connection.id, connection.metadata, connection.connected_at, key)
         self.cluster.client_came(
-            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
+            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name, key
         )
         self.counters["connected"] += 1
         if self._user.wants(CLIENT_CONNECTED):

@@ -25,6 +25,7 @@ class RoomRule:
     pattern: str
     join: bool | JoinRule = False
     leave: bool = True
+    presence: bool = False
 
 
 class RoomRules:
@@ -38,7 +39,9 @@ class RoomRules:
         """Close the rooms whose names begin so: whatever rules say, clients neither join nor leave by themselves."""
         self._reserved = (*self._reserved, prefix)
 
-    def add(self, pattern: str, *, join: bool | JoinRule = False, leave: bool = True) -> None:
+    def add(
+        self, pattern: str, *, join: bool | JoinRule = False, leave: bool = True, presence: bool = False
+    ) -> None:
         """Add a rule, or replace the one of the same pattern; see ``RoomManager.configure``."""
         if not isinstance(pattern, str) or not pattern:
             text = f"rooms.configure({pattern!r}): must be a room's name, or a pattern such as 'chat:*'"
@@ -47,7 +50,14 @@ class RoomRules:
             check_function(join, 2, f"rooms.configure({pattern!r}, join=...)", "(context, room)")
         if not isinstance(leave, bool):
             raise ConfigurationError(f"rooms.configure({pattern!r}, leave={leave!r}): must be True or False")
-        self._rules[pattern] = RoomRule(pattern, join, leave)
+        if not isinstance(presence, bool):
+            raise ConfigurationError(f"rooms.configure({pattern!r}, presence={presence!r}): must be True or False")
+        self._rules[pattern] = RoomRule(pattern, join, leave, presence)
+
+    def shows_presence(self, room: str) -> bool:
+        """Tell whether who joins a room is told of its presence, unless it is said with the join."""
+        rule = self.rule_for(room) if self._rules else None
+        return rule is not None and rule.presence
 
     def rule_for(self, room: str) -> RoomRule | None:
         """Return the rule of a room; None if no pattern matches its name."""

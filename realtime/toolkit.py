@@ -31,15 +31,16 @@ class RoomTools:
         self._connection = connection
         self._message = message
 
-    def join(self, name: str) -> bool:
+    def join(self, name: str, *, presence: bool | None = None) -> bool:
         """Put this client into a room; False if it is there already, or has disconnected meanwhile.
 
+        :param presence: whether it is told who is there and who comes and goes: see ``RoomManager.join``.
         :raises BadRoom: no usable name.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
         """
         if self._connection.closed:
             return False
-        return self._kernel.rooms.join(name, self._connection.id)
+        return self._kernel.rooms.join(name, self._connection.id, presence=presence)
 
     def leave(self, name: str) -> bool:
         """Take this client out of a room; False if it was not there."""

@@ -18,7 +18,17 @@ ROOT = Path(realtime.__file__).parent
 # all below it; the longest one that fits counts.
 LAYERS = [
     ["errors", "codes", "config", "message", "events"],
-    ["protocols", "cluster", "rooms", "room_rules", "presence", "routing", "supervision"],
+    [
+        "protocols",
+        "cluster",
+        "rooms",
+        "room_rules",
+        "room_watch",
+        "presence",
+        "presence_diff",
+        "routing",
+        "supervision",
+    ],
     [
         "cluster_node",
         "connection",
@@ -28,6 +38,7 @@ LAYERS = [
         "expiry",
         "hub",
         "kernel",
+        "live_presence",
         "outbox",
         "requests",
         "startup",
