@@ -62,8 +62,18 @@ class ClusterNode(Protocol):
         :raises RealtimeError: they cannot be asked this.
         """
 
-    def own_clients(self) -> Iterable[tuple[Entry, str]]:
-        """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
+    def own_clients(self) -> Iterable[tuple[Entry, str, str]]:
+        """Return this node's clients, each with the name of its codec and its presence's key: what a cluster that
+        starts later missed."""
+
+    def member_changed(self, room: str, client_id: str) -> None:
+        """A client of another node came into a room or left it, which ``Cluster.is_member`` tells. Never switches.
+
+        To be called for each, also where a whole node goes. To be told too often does no harm.
+        """
+
+    def client_changed(self, client_id: str) -> None:
+        """A client of another node shows other metadata, which ``Cluster.entry`` has. Never switches."""
 
 
 Then = Callable[[Any, Exception | None], None]
@@ -97,8 +107,13 @@ class Cluster(ABC):
     # Told: of this node's own clients -----------------------------------------------------------------
 
     @abstractmethod
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
-        """A client connected to this node. ``codec`` names what it speaks: ``"json"`` or ``"msgpack"``."""
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
+        """A client connected to this node. ``codec`` names what it speaks: ``"json"`` or ``"msgpack"``.
+
+        ``key`` is the key of its presence: 1 to 255 characters.
+        """
 
     @abstractmethod
     def client_went(self, client_id: str) -> None:
@@ -226,11 +241,17 @@ class Cluster(ABC):
     def entry(self, client_id: str) -> Entry | None:
         """Return a copy of the entry of a client of another node; None if there is none."""
 
+    @abstractmethod
+    def key(self, client_id: str) -> str:
+        """Return the key of the presence of a client of another node; ``client_id`` if there is none."""
+
 
 class Alone(Cluster):
     """The cluster of a kernel without one: there are no other nodes."""
 
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
         """Nobody to tell."""
 
     def client_went(self, client_id: str) -> None:
@@ -321,6 +342,10 @@ class Alone(Cluster):
     def entry(self, client_id: str) -> Entry | None:
         """Nobody is elsewhere."""
         return None
+
+    def key(self, client_id: str) -> str:
+        """Nobody is elsewhere."""
+        return client_id
 
 
 def is_local(scope: str) -> bool:

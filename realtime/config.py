@@ -105,6 +105,13 @@ class Limits:
     presence_listed: int = 100
     """Members ``presence.list()`` shows unless told otherwise; ``.total`` always counts all."""
 
+    presence_quiet: float = 0.05
+    """From a change in a room to the ``presence:diff`` that tells it, where none was sent lately: what comes together
+    is told together."""
+
+    presence_busy: float = 1.5
+    """Between two ``presence:diff`` of a room (Phoenix's tracker broadcasts every 1.5 s)."""
+
     presence_metadata: int = 4 * KiB
     """Bytes, as JSON, of the metadata of a client that changes its presence by itself (``system:presence``)."""
 

@@ -90,7 +90,8 @@ class Dispatcher:
         self._debug = debug
         self._hub = Hub(limits, self)
         self.replay = Replay(self._hub)
-        requests = ClientRequests(self._hub.rooms, self._hub.presence, self.replay, limits)
+        hub = self._hub
+        requests = ClientRequests(hub.rooms, hub.presence, hub.live_presence, self.replay, limits)
         for event, handler in requests.handlers.items():
             self.router.add(event, handler)
         self._pool: ThreadPool | None = None

@@ -31,9 +31,11 @@ from realtime.errors import (
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
 from realtime.history import History
 from realtime.lanes import WAITING, Lanes, LaneUser, Turn
+from realtime.live_presence import LivePresence
 from realtime.message import MSGPACK, Codec, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
+from realtime.presence_diff import key_of
 from realtime.rooms import RoomManager
 from realtime.session_wire import read_wish
 from realtime.sessions import Sessions
@@ -94,6 +96,7 @@ class Hub:
         not tell those who share them. Must not wait."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
+        self.live_presence = self.rooms.watch = self.presence.watch = LivePresence(self)
         self.cluster: Cluster = Alone()
         """The other nodes."""
         self.history = self.rooms.keeper = History(
@@ -180,14 +183,18 @@ class Hub:
         connection._rooms_for = self.rooms.rooms_for
         self.connections[connection.id] = connection
         self._codecs[connection.wire.codec] += 1
-        self.presence.add(connection.id, connection.metadata, connection.connected_at)
-        self.cluster.client_came(
-            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
-        )
+        self._show(connection)
         self.counters["connected"] += 1
         if self._user.wants(CLIENT_CONNECTED):
             connection.greeting = True
             self.receive_event(connection, Message(CLIENT_CONNECTED, {"transport": connection.transport}))
+
+    def _show(self, connection: Connection) -> None:
+        key = key_of(connection.identity, connection.id)
+        self.presence.add(connection.id, connection.metadata, connection.connected_at, key)
+        self.cluster.client_came(
+            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name, key
+        )
 
     def receive(self, connection: Connection, data: bytes | Mapping[str, Any]) -> None:
         """A client sent a message: its payload bytes, or an object from a transport that has no bytes.
@@ -305,10 +312,7 @@ class Hub:
         connection._rooms_for = self.rooms.rooms_for
         self.connections[connection.id] = connection
         self._speaks(connection.wire.codec, 1)
-        self.presence.add(connection.id, connection.metadata, connection.connected_at)
-        self.cluster.client_came(
-            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
-        )
+        self._show(connection)
         for room in rooms:
             self.rooms.adopt(room, connection.id)
 

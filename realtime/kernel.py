@@ -129,6 +129,7 @@ class RealtimeKernel:
         self._home.guard(self._hub.presence, ("list", "get", "update"))
         self._router = self._dispatcher.router
         self._transports: list[TransportLike] = []
+        self._own: tuple[Service, ...] = (self._hub.live_presence,)  # start before all others, and stop after them
         self._services: list[Service] = []
         self._watchdog = Watchdog(self.limits.blocked_loop)
         self._state = State.STOPPED
@@ -303,7 +304,7 @@ class RealtimeKernel:
         started: list[TransportLike | Service] = []
         try:
             nodes_first = sorted(self._transports, key=lambda one: not getattr(one, "joins_nodes", False))
-            for part in (*self._services, *nodes_first):
+            for part in (*self._own, *self._services, *nodes_first):
                 started.append(part)
                 part.on_start()
                 if not self.running:
@@ -378,7 +379,7 @@ class RealtimeKernel:
             self._shut_down()
 
     def _stop_services(self) -> None:
-        for service in reversed(self._services):
+        for service in reversed((*self._own, *self._services)):
             try:
                 service.on_stop()
             except Exception:  # the others and the kernel must stop all the same
@@ -561,12 +562,13 @@ class RealtimeKernel:
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],
             "history": hub.history.stats(),
+            "presence": hub.live_presence.stats(),
             "services": [service.stats() for service in self._services],
         }
 
     @on_home_thread
-    def _recover(self, connection: Connection, room: str, since: object) -> Recovery:
-        return self._dispatcher.replay.join(connection, room, since)
+    def _recover(self, connection: Connection, room: str, since: object, presence: bool | None) -> Recovery:
+        return self._dispatcher.replay.join(connection, room, since, presence)
 
     @on_home_thread
     def _history(self, room: str, limit: int, since: str | None) -> HistoryPage:

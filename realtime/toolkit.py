@@ -37,24 +37,25 @@ class RoomTools:
         self._message = message
 
     @overload
-    def join(self, name: str) -> bool: ...
+    def join(self, name: str, *, presence: bool | None = None) -> bool: ...
 
     @overload
-    def join(self, name: str, *, since: object) -> Recovery: ...
+    def join(self, name: str, *, since: object, presence: bool | None = None) -> Recovery: ...
 
-    def join(self, name: str, *, since: object = None) -> bool | Recovery:
+    def join(self, name: str, *, since: object = None, presence: bool | None = None) -> bool | Recovery:
         """Put this client into a room; False if it is there already, or has disconnected meanwhile.
 
         :param since: the cursor of the last message of a recoverable room that the client has: first it is sent what
             it missed, at most 300 messages, and the result is a :class:`Recovery`. Parks meanwhile.
+        :param presence: whether it is told who is there and who comes and goes: see ``RoomManager.join``.
         :raises BadRoom: no usable name.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
         """
         if since is not None:
-            return self._kernel._recover(self._connection, name, since)
+            return self._kernel._recover(self._connection, name, since, presence)
         if self._connection.closed:
             return False
-        return self._kernel.rooms.join(name, self._connection.id)
+        return self._kernel.rooms.join(name, self._connection.id, presence=presence)
 
     def history(self, name: str, limit: int = 50, since: str | None = None) -> HistoryPage:
         """Return the last messages of a room that keeps them, the oldest first. May park: for those of other nodes.

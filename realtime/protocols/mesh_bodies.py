@@ -62,17 +62,20 @@ _Count = Annotated[int, Meta(ge=0, lt=2**53)]
 _Bodies = Annotated[dict[str, bytes], Meta(min_length=1, max_length=8)]
 _Metadata = Annotated[bytes, Meta(max_length=METADATA_SIZE)]
 _Seconds = Annotated[float, Meta(ge=0)]
+_Key = Annotated[str, Meta(max_length=_NAME)]
 
 # One client's changes -----------------------------------------------------------------------------------
 
 
 class Came(Struct, array_like=True, frozen=True, tag=0):
-    """A client connected. ``metadata`` is packed: it is only read where somebody asks for it."""
+    """A client connected. ``metadata`` is packed: it is only read where somebody asks for it. ``key`` is that of its
+    presence, and empty where that is its id."""
 
     client: str
     metadata: _Metadata
     connected_at: _Seconds
     codec: str
+    key: _Key = ""
 
 
 class Went(Struct, array_like=True, frozen=True, tag=1):
@@ -113,6 +116,7 @@ class ClientState(Struct, array_like=True, frozen=True):
     connected_at: _Seconds
     codec: str
     rooms: list[str]
+    key: _Key = ""
 
 
 # Data: in sequence, acknowledged ---------------------------------------------------------------------------

@@ -123,6 +123,10 @@ class Incoming(Outgoing):
         """Return a client of another node as presence shows it; None if there is none."""
         return self._replicas.entry(client)
 
+    def key(self, client: str) -> str:
+        """Return the key of the presence of a client of another node; its id if there is none."""
+        return self._replicas.key(client)
+
 
 _HANDLERS: Mapping[type, Callable[[Incoming, Peer, Any], None]] = {
     ToRoom: Incoming._on_to_room,

@@ -73,13 +73,16 @@ class Outgoing:
 
     # Clients of this node -------------------------------------------------------------------------------
 
-    def client_came(self, client: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str = ""
+    ) -> None:
         """A client connected to this node.
 
+        :param key: of its presence, at most 255 characters; empty where that is its id.
         :raises StateError: it is here already.
         :raises BadMessage, MessageTooBig: metadata that cannot be told to others.
         """
-        self._change(Came(client, pack_metadata(metadata), float(connected_at), codec))
+        self._change(Came(client, pack_metadata(metadata), float(connected_at), codec, key))
         if self._index.home(client) is not None:
             self._replicas.moved_here.add(client)
 

@@ -18,6 +18,7 @@ from realtime.errors import CallFailed, ConnectionClosed, NotConfirmed, TimedOut
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.testing.peers import PATIENCE, wait_until
+from realtime.testing.presence_conformance import LivePresenceConformance
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
 from realtime.transports.memory import MemoryTransport
@@ -57,7 +58,7 @@ class ClusterNodeUnderTest:
             return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=PATIENCE)
 
 
-class ClusterConformance:
+class ClusterConformance(LivePresenceConformance):
     """Subclass it in a test module, as ``class TestMine(ClusterConformance)``, and run pytest."""
 
     @abstractmethod
@@ -69,9 +70,12 @@ class ClusterConformance:
         """Have a node vanish from the cluster without a word, as when its machine dies."""
 
     @contextmanager
-    def cluster(self, count: int = 2) -> Iterator[list[ClusterNodeUnderTest]]:
-        """Run nodes that know of each other for the length of a ``with`` block, then take them down."""
-        nodes = [ClusterNodeUnderTest(joining) for joining in self.make_nodes(count)]
+    def cluster(self, count: int = 2, **options: Any) -> Iterator[list[ClusterNodeUnderTest]]:
+        """Run nodes that know of each other for the length of a ``with`` block, then take them down.
+
+        :param options: of their kernels.
+        """
+        nodes = [ClusterNodeUnderTest(joining, **options) for joining in self.make_nodes(count)]
         started: list[ClusterNodeUnderTest] = []
         try:
             for node in nodes:

@@ -40,6 +40,9 @@ from realtime.protocols.mesh_actions import (
     ConfirmFailed,
     DeliverToClient,
     DeliverToRoom,
+    MetadataReplaced,
+    RoomJoined,
+    RoomLeft,
     RunCall,
 )
 from realtime.protocols.mesh_calls import (
@@ -146,6 +149,10 @@ class NetworkCluster(Cluster):
             self._local.client_found(action.client, action.rooms)
         elif isinstance(action, ClientLost):
             self._local.client_lost(action.client, action.rooms)
+        elif isinstance(action, (RoomJoined, RoomLeft)):
+            self._local.member_changed(action.room, action.client)
+        elif isinstance(action, MetadataReplaced):
+            self._local.client_changed(action.client)
 
     def _deliver_all(self) -> None:
         with suppress(GreenletExit):
@@ -187,9 +194,11 @@ class NetworkCluster(Cluster):
 
     # Told ----------------------------------------------------------------------------------------------------
 
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
         """A client connected to this node."""
-        self._core.client_came(client_id, metadata, connected_at, codec)
+        self._core.client_came(client_id, metadata, connected_at, codec, key)
         self._live.act()
 
     def client_went(self, client_id: str) -> None:
@@ -382,6 +391,10 @@ class NetworkCluster(Cluster):
         """Return a copy of the entry of a client of another node."""
         return self._core.entry(client_id)
 
+    def key(self, client_id: str) -> str:
+        """Return the key of the presence of a client of another node."""
+        return self._core.key(client_id)
+
 
 class NetworkTransport(Transport):
     """Makes a kernel a node of a network.
@@ -406,8 +419,8 @@ class NetworkTransport(Transport):
         cluster = self._cluster = NetworkCluster(live, node, local, hub)
         node.user = cluster.take
         hub.join_cluster(cluster)
-        for entry, codec in local.own_clients():
-            cluster.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec)
+        for entry, codec, key in local.own_clients():
+            cluster.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec, key)
             for room in entry["rooms"]:
                 cluster.room_joined(room, entry["id"])
         live.start()

@@ -87,15 +87,18 @@ class MeshCluster(Cluster):
 
     # Told ------------------------------------------------------------------------------------------------
 
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
         """A client connected to this node."""
+        key = "" if key == client_id else key
         spoken = codec if codec in CODECS else JSON.name
         core = self.engine.core
         try:
-            core.client_came(client_id, metadata, connected_at, spoken)
+            core.client_came(client_id, metadata, connected_at, spoken, key)
         except (BadMessage, MessageTooBig) as error:
             self._not_shown(client_id, error)
-            core.client_came(client_id, {}, connected_at, spoken)
+            core.client_came(client_id, {}, connected_at, spoken, key)
         self.engine.act_soon()
 
     def _not_shown(self, client_id: str, error: Exception) -> None:
@@ -384,6 +387,10 @@ class MeshCluster(Cluster):
     def entry(self, client_id: str) -> Entry | None:
         """Return a copy of the entry of a client of another node."""
         return self.engine.core.entry(client_id)
+
+    def key(self, client_id: str) -> str:
+        """Return the key of the presence of a client of another node."""
+        return self.engine.core.key(client_id)
 
 
 def _outcome(action: CallAnswered | CallLost) -> tuple[Any, Exception | None]:
