@@ -230,7 +230,8 @@ class NetworkCluster(Cluster):
     def publish(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
         """Send to the members of a room on other nodes."""
         bodies = {name: message.encoded(CODECS[name]) for name in self._core.codecs(room)}
-        published = self._core.publish(room, message.type, bodies, except_ids, **self._options(message))
+        options = self._options(message)
+        published = self._core.publish(room, message.type, bodies, except_ids, mark=message.mark, **options)
         self._live.act()
         return published.clients
 
