@@ -79,9 +79,11 @@ class Hub:
         ``context.rooms`` are those it was in. Must not wait, nor raise."""
         self.on_detached: list[Callable[[Context, int], None]] = []
         """Told of each client that lost its connection and may resume its session, with the close code: ``on_resumed``
-        or ``on_gone`` follows. As ``on_gone``."""
+        at this node or another, or ``on_gone`` follows. As ``on_gone``."""
         self.on_resumed: list[Callable[[Context], None]] = []
         """Told of each such client that is back. As ``on_gone``."""
+        self.on_moved: list[Callable[[Context], None]] = []
+        """Told of each client that is one of another node now, instead of ``on_gone``. As that."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.cluster: Cluster = Alone()

@@ -208,6 +208,9 @@ class WebRTCSignalingBridge:
         for kind, handler in self._requests.items():
             kernel.on(rooms.event(kind), handler)
         kernel.hub.on_gone.append(self._calls.gone)  # at once, whatever the client's handlers are doing
+        kernel.hub.on_detached.append(self._calls.detached)
+        kernel.hub.on_resumed.append(self._calls.back)
+        kernel.hub.on_moved.append(self._calls.moved)
         kernel.add_service(self)
         return self
 

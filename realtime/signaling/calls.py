@@ -112,7 +112,13 @@ class Calls:
         except BaseException:
             self._undo_join(participant, old)
             raise
-        self._announce(participant, request, None if old is None else old.id)
+        payload: dict[str, Any] = {"room": request.room, "id": participant.id}
+        if request.metadata is not None:
+            payload["metadata"] = request.metadata
+        if old is not None:
+            payload["replaces"] = old.id
+            payload["formerly"] = list(participant.formerly)
+        self._announce(call, payload)
         if old is not None:
             self._succeed(old, context.id)
         self.counters["joined" if old is None else "resumed"] += 1
@@ -210,23 +216,50 @@ class Calls:
             entry["metadata"] = metadata
         return entry
 
-    def _announce(self, participant: Participant, request: CallRequest, replaced: str | None) -> None:
-        """Tell the others of the joiner. May stall for crowded outboxes."""
-        joiner = participant.id
-        others = self._rooms.others(participant.call, joiner)
-        payload: dict[str, Any] = {"room": request.room, "id": joiner}
-        if request.metadata is not None:
-            payload["metadata"] = request.metadata
-        if replaced is not None:
-            payload["replaces"] = replaced
-            payload["formerly"] = list(participant.formerly)
+    def _announce(self, call: str, payload: dict[str, Any]) -> None:
+        """Tell the others of one that has joined. May stall for crowded outboxes."""
+        joiner = payload["id"]
+        others = self._rooms.others(call, joiner)
         # a receiver is polite iff its id is the smaller one
         polite = {peer for peer in others if peer < joiner}
         for is_polite, rest in ((True, {*others} - polite), (False, polite)):
             if len(rest) < len(others):
                 told = {**payload, "polite": is_polite}
                 message = {"type": self._rooms.event("peer-joined"), "payload": told}
-                self._rooms.tell_others(participant.call, message, joiner, skip=rest)
+                self._rooms.tell_others(call, message, joiner, skip=rest)
+
+    # Sessions: the same client by another connection -----------------------------------------------------
+
+    def detached(self, context: Context, code: int) -> None:
+        """A client lost its connection, and keeps its place in the kernel: the others are told that it may be back,
+        under the same id. Never waits."""
+        calls = self._rooms.calls_among(context.rooms)
+        if calls:
+            self._kernel.hub.workers.submit(partial(self._say_away, context.id, calls, code))
+
+    def _say_away(self, client_id: str, calls: list[str], code: int) -> None:
+        grace = self._kernel.limits.session_grace
+        for call in calls:
+            self.counters["detached"] += 1
+            self._say_bye(call, client_id, reason="lost", code=code, returns_within=grace)
+
+    def back(self, context: Context) -> None:
+        """It is back: the others are told. Never waits."""
+        calls = self._rooms.calls_among(context.rooms)
+        if calls:
+            self._kernel.hub.workers.submit(partial(self._say_back, context.id, calls))
+
+    def _say_back(self, client_id: str, calls: list[str]) -> None:
+        for call in calls:
+            if self._rooms.contains(call, client_id):
+                self.counters["back"] += 1
+                shown = self._peer(client_id, "", call)
+                self._announce(call, {"room": self._rooms.name(call), **shown})
+
+    def moved(self, context: Context) -> None:
+        """It is a client of another node now: that one knows where it is, and no more is needed. Never waits."""
+        self._participants.drop_all(context.id)
+        self._negotiations.forget(context.id)
 
     # Coming back ---------------------------------------------------------------------------------------
 

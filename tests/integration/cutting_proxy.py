@@ -1,0 +1,106 @@
+"""A TCP proxy in front of a server, whose connections can be cut at any byte, for both sides or for one."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+
+import gevent
+import gevent.socket
+from gevent.pool import Group
+from gevent.server import StreamServer
+
+__all__ = ["CuttingProxy"]
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
+
+
+class _Way:
+    """One client's way to the server and back."""
+
+    def __init__(self, client: gevent.socket.socket, server: gevent.socket.socket) -> None:
+        self.client = client
+        self.server = server
+        self.silent = False
+        """Nothing passes any more, and the server is not told."""
+
+    def close(self) -> None:
+        self.client.close()
+        if not self.silent:
+            self.server.close()
+
+
+class CuttingProxy:
+    """Use as a context manager; ``port`` is where clients connect.
+
+    :param port: tells where the server listens, for each connection.
+    """
+
+    def __init__(self, port: Callable[[], int], *, seed: int = 0) -> None:
+        self._target = port
+        self._random = random.Random(seed)
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._pumps = Group()
+        self._ways: list[_Way] = []
+
+    def __enter__(self) -> CuttingProxy:
+        self._server.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._server.stop(0)
+        self._pumps.kill()
+        for way in self._ways:
+            way.silent = False
+            way.close()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
+
+    def cut(self, *, silently: bool = False) -> None:
+        """Reset every connection, within a message perhaps.
+
+        :param silently: for the clients alone; the server goes on believing that they are there.
+        """
+        for way in self._ways:
+            way.silent = way.silent or silently
+            _reset(way.client)
+            if not way.silent:
+                _reset(way.server)
+        self._ways = [way for way in self._ways if way.silent]
+
+    def _serve(self, client: gevent.socket.socket, address: object) -> None:
+        try:
+            server = gevent.socket.create_connection(("127.0.0.1", self._target()))
+        except OSError:
+            client.close()
+            return
+        way = _Way(client, server)
+        self._ways.append(way)
+        there = self._pumps.spawn(self._pump, way, client, server)
+        back = self._pumps.spawn(self._pump, way, server, client)
+        try:
+            gevent.joinall([there, back])
+        finally:
+            gevent.killall([there, back])
+            way.close()
+
+    def _pump(self, way: _Way, source: gevent.socket.socket, target: gevent.socket.socket) -> None:
+        """Pass bytes on, in pieces that end anywhere."""
+        try:
+            while (data := source.recv(self._random.choice((7, 100, 5000, 65536)))) and not way.silent:
+                target.sendall(data)
+            if not way.silent:
+                target.shutdown(gevent.socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def _reset(sock: gevent.socket.socket) -> None:
+    try:
+        sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # closed already
+    sock.close()
