@@ -91,7 +91,7 @@ class Client:
         if not isinstance(session, bool):
             raise ConfigurationError(f"session={session!r}: must be True or False")
         if session and not (hello is None or isinstance(hello, dict)):
-            raise ConfigurationError(f"hello={hello!r}: must be a dictionary to ask for a session with; or session=False")
+            raise ConfigurationError(f"hello={hello!r}: must be a dictionary, to ask for a session, or session=False")
         self._wire = wire
         self._settings = Settings(
             address=address,
@@ -193,8 +193,9 @@ class Client:
         """Return counters since this client was made.
 
         ``sent``, ``received``, ``connects``, and ``resumes`` among those; ``bad_messages`` that could not be read;
-        ``unclaimed`` messages without a handler that were dropped as too many waited for ``wait_for``; ``discarded`` by ``close``; ``unsent``:
-        waited for a connection that never came, were too large for it, or were answers that the server did not take.
+        ``unclaimed`` messages without a handler that were dropped as too many waited for ``wait_for``; ``discarded`` by
+        ``close``; ``unsent``: waited for a connection that never came, were too large for it, or were answers that the
+        server did not take.
         """
         names = ("sent", "received", "connects", "resumes", "bad_messages", "discarded", "unsent", "unclaimed")
         return {name: self._stats[name] for name in names}
