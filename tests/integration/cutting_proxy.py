@@ -24,6 +24,8 @@ class _Way:
         self.server = server
         self.silent = False
         """Nothing passes any more, and the server is not told."""
+        self.lost = False
+        """Nothing passes any more, and nobody is told."""
 
     def close(self) -> None:
         self.client.close()
@@ -43,6 +45,7 @@ class CuttingProxy:
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._pumps = Group()
         self._ways: list[_Way] = []
+        self._refusing = False
 
     def __enter__(self) -> CuttingProxy:
         self._server.start()
@@ -71,7 +74,19 @@ class CuttingProxy:
                 _reset(way.server)
         self._ways = [way for way in self._ways if way.silent]
 
+    def fall_silent(self) -> None:
+        """Pass nothing more on for those that are connected, and tell neither side."""
+        for way in self._ways:
+            way.lost = True
+
+    def refuse(self, refusing: bool) -> None:
+        """Let nobody connect; or everybody again."""
+        self._refusing = refusing
+
     def _serve(self, client: gevent.socket.socket, address: object) -> None:
+        if self._refusing:
+            client.close()
+            return
         try:
             server = gevent.socket.create_connection(("127.0.0.1", self._target()))
         except OSError:
@@ -91,7 +106,8 @@ class CuttingProxy:
         """Pass bytes on, in pieces that end anywhere."""
         try:
             while (data := source.recv(self._random.choice((7, 100, 5000, 65536)))) and not way.silent:
-                target.sendall(data)
+                if not way.lost:
+                    target.sendall(data)
             if not way.silent:
                 target.shutdown(gevent.socket.SHUT_WR)
         except OSError:
