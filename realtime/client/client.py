@@ -13,7 +13,8 @@ from typing import Any, TypeVar, overload
 from realtime.client.calls import Pending, Question
 from realtime.client.handlers import Handler, Handlers
 from realtime.client.options import Address, Backoff, ClientLimits, HeaderSource, check_headers, check_seconds, trust
-from realtime.client.rooms import ClientPresence, ClientRooms
+from realtime.client.presence import ClientPresence
+from realtime.client.rooms import ClientRooms
 from realtime.client.session import Session
 from realtime.client.states import ClientState, Settings
 from realtime.client.wire import JSON_WIRE, MSGPACK_WIRE, ClientMessage
@@ -108,10 +109,10 @@ class Client:
         self._handlers = Handlers()
         self._stats: Counter[str] = Counter()
         self._starting = threading.Lock()
-        self._rooms = ClientRooms(self)
-        self._session = self._new_session()
         self.presence = ClientPresence(self)
         """Who is here, and what this client says of itself."""
+        self._rooms = ClientRooms(self, self.presence.forget)
+        self._session = self._new_session()
 
     # Coming and going ---------------------------------------------------------------------------------------
 
@@ -216,7 +217,8 @@ class Client:
         payload ``{"room", "code", "message"}``: a room that let this client in no more after a reconnect; and
         ``"client:recovered"``, payload ``{"room", "recovered", "replayed", "reason"?}``: a recoverable room was joined
         again after a reconnect that resumed no session. Unless ``recovered``, something is missing between what came
-        before and what comes now, and has to be loaded from elsewhere.
+        before and what comes now, and has to be loaded from elsewhere. ``"client:presence"`` is told of each change of
+        ``presence.state(room)``.
 
         What a handler raises is logged, and harms no other.
         """
@@ -379,7 +381,9 @@ class Client:
 
     # Rooms --------------------------------------------------------------------------------------------------
 
-    def join(self, room: str, *, since: str | None = None, timeout: float | None = None) -> dict[str, Any]:
+    def join(
+        self, room: str, *, since: str | None = None, presence: bool | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
         """Join a room that the server opens to clients. After a reconnect it is as if we had been there all the time.
 
         Returns who is in it: ``{"room", "id", "members": [{"id", "metadata"}], "total"}``; of a recoverable room also
@@ -387,11 +391,14 @@ class Client:
         while there was no connection is told first; if it cannot be, ``"client:recovered"`` says so.
 
         :param since: a message's ``cursor``, or what ``cursor(room)`` gave: what came after it is told first.
+        :param presence: be told who is there, and of each change: see ``presence.state``. None: as the server likes.
         :raises CallFailed: ``forbidden``; and as ``call``.
         """
         if since is not None and not (isinstance(since, str) and since):
             raise BadMessage(f"join(since={since!r}): must be the cursor of a message")
-        result: dict[str, Any] = self._rooms.join(room, since, timeout)
+        if presence is not None and not isinstance(presence, bool):
+            raise BadMessage(f"join(presence={presence!r}): must be True or False")
+        result: dict[str, Any] = self._rooms.join(room, since, presence, timeout)
         return result
 
     def cursor(self, room: str) -> str | None:
@@ -430,10 +437,17 @@ class Client:
 
     def _new_session(self) -> Session:
         return Session(
-            self._settings, self._handlers, self._stats, on_open=self._opened, on_message=self._rooms.note
+            self._settings, self._handlers, self._stats, on_open=self._opened, on_message=self._hear
         )
 
+    def _hear(self, message: ClientMessage) -> None:
+        self._rooms.note(message)
+        news = self.presence.take(message)
+        if news is not None and self._handlers.has("client:presence"):
+            self._tell("client:presence", news)
+
     def _opened(self) -> None:
+        self.presence.forget_all_but(self._rooms.names())
         self._rooms.rejoin()
         self.presence.repeat()
 

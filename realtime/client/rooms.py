@@ -1,26 +1,25 @@
-"""The rooms a Client joined by itself, and what it says of itself: both again where a reconnect resumed no session."""
+"""The rooms a Client joined by itself: joined again where a reconnect resumed no session, from where it was."""
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from realtime.client.calls import Pending, Repetition
 from realtime.client.wire import ClientMessage
-from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
+from realtime.errors import CallFailed, ConnectionClosed, RealtimeError
 
-__all__ = ["ClientPresence", "ClientRooms"]
-
-log = logging.getLogger("realtime.client")
+__all__ = ["Asking", "ClientRooms"]
 
 CURSORS = 10_000  # rooms in which it is remembered how far we are
 
 _Heard = Callable[[Any], None]
 
 
-class _Asking(Protocol):
+class Asking(Protocol):
+    """A client, for what asks the server by it."""
+
     def _ask(
         self, type: str, payload: Any, *, room: str | None, timeout: float | None, heard: _Heard | None = None
     ) -> Any:
@@ -41,6 +40,8 @@ class _Place:
 
     def __init__(self) -> None:
         self.joined = False
+        self.presence: bool | None = None
+        """Whether we asked to be told who is there; None: as the server likes."""
         self.replayed = 0
         """Messages, in coming back."""
         self.settled = threading.Event()
@@ -51,10 +52,15 @@ class _Place:
 class ClientRooms:
     """Which rooms to come back to, and how far we are in those that are recoverable."""
 
-    def __init__(self, client: _Asking) -> None:
+    def __init__(self, client: Asking, on_left: Callable[[str], None]) -> None:
         self._client = client
+        self._on_left = on_left
         self._places: dict[str, _Place] = {}
         self._cursors: dict[str, str] = {}
+
+    def names(self) -> Collection[str]:
+        """Return which rooms these are."""
+        return self._places.keys()
 
     def cursor(self, room: str) -> str | None:
         """Return how far we are; None in a room that is not recoverable."""
@@ -74,24 +80,25 @@ class ClientRooms:
                 del self._cursors[forgotten]
         self._cursors[room] = cursor
 
-    def join(self, room: str, since: str | None, timeout: float | None) -> Any:
+    def join(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
         """Ask to be let in, as often as there is more that was missed, and remember the room."""
         place = self._places.setdefault(room, _Place())
         # a request without a cursor would pass over what is still to be replayed
         place.settled.wait(min(self._client._seconds(timeout), threading.TIMEOUT_MAX))
         try:
-            result = self._enter(room, since, timeout)
+            result = self._enter(room, since, presence, timeout)
         except BaseException:
             if not place.joined:
                 self._forget(room, place)
             raise
         place.joined = True
+        place.presence = place.presence if presence is None else presence
         return result
 
-    def _enter(self, room: str, since: str | None, timeout: float | None) -> Any:
+    def _enter(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
         replayed = 0
         while True:
-            payload = None if since is None else {"since": since}
+            payload = _wish(since, presence)
             result = self._client._ask("system:join", payload, room=room, timeout=timeout, heard=self._heard(room))
             if since is None or not isinstance(result, dict) or "recovered" not in result:
                 return result
@@ -114,6 +121,7 @@ class ClientRooms:
         finally:
             if room not in self._places:
                 self._cursors.pop(room, None)
+                self._on_left(room)
 
     def rejoin(self) -> None:
         """Come back to all, in the thread that reads."""
@@ -124,8 +132,7 @@ class ClientRooms:
                 self._come_back(room, place)
 
     def _come_back(self, room: str, place: _Place) -> None:
-        cursor = self._cursors.get(room)
-        payload = None if cursor is None else {"since": cursor}
+        payload = _wish(self._cursors.get(room), place.presence)
         self._client._ask_again(self._again(room, place), "system:join", payload, room=room)
 
     def _again(self, room: str, place: _Place) -> Repetition:
@@ -156,6 +163,13 @@ class ClientRooms:
         if self._places.get(room) is place:
             del self._places[room]
             self._cursors.pop(room, None)
+            self._on_left(room)
+
+
+def _wish(since: str | None, presence: bool | None) -> dict[str, Any] | None:
+    """Return the payload of a request to be let in."""
+    wish = {"since": since, "presence": presence}
+    return {name: value for name, value in wish.items() if value is not None} or None
 
 
 def _replayed(result: dict[str, Any]) -> int:
@@ -167,42 +181,3 @@ def _news(room: str, result: dict[str, Any], replayed: int) -> dict[str, Any]:
     news = {"room": room, "recovered": bool(result["recovered"]), "replayed": replayed}
     return {**news, "reason": result["reason"]} if "reason" in result else news
 
-
-class ClientPresence:
-    """Who is here, and what this client says of itself: ``client.presence``."""
-
-    def __init__(self, client: _Asking) -> None:
-        self._client = client
-        self._own: dict[str, Any] | None = None
-
-    def list(self, room: str, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return who is in a room that this client is in: ``{"members": [{"id", "metadata"}], "total"}``.
-
-        :raises CallFailed: ``forbidden`` outside of the room; and as ``Client.call``.
-        """
-        result: dict[str, Any] = self._client._ask("system:presence", None, room=room, timeout=timeout)
-        return result
-
-    def update(self, metadata: Mapping[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
-        """Merge something into what others see of this client; return the own entry. After a reconnect it is as it was.
-
-        :raises CallFailed: ``forbidden`` where the server does not allow it; and as ``Client.call``.
-        """
-        if not isinstance(metadata, Mapping):
-            raise BadMessage(f"presence.update({metadata!r}): must be a mapping")
-        entry: dict[str, Any] = self._client._ask(
-            "system:presence", {"metadata": dict(metadata)}, room=None, timeout=timeout
-        )
-        self._own = {**(self._own or {}), **metadata}
-        return entry
-
-    def repeat(self) -> None:
-        """Say it again, in the thread that reads."""
-        if self._own is None:
-            return
-
-        def failed(error: RealtimeError) -> None:
-            if not isinstance(error, ConnectionClosed):
-                log.warning("the presence is not as it was: %s", error)
-
-        self._client._ask_again(Repetition(lambda result: None, failed), "system:presence", {"metadata": self._own})
