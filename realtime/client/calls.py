@@ -38,9 +38,11 @@ class Question:
     """A call for which a thread waits.
 
     :param items: pieces of a streamed answer that may wait to be read; 0: they only show that the answer comes.
+    :param heard: told the result by the thread that reads, before the next message is.
     """
 
-    def __init__(self, items: int = 0) -> None:
+    def __init__(self, items: int = 0, heard: Callable[[Any], None] | None = None) -> None:
+        self._heard_result = heard
         self.was_sent = False
         self._capacity = items
         self._changed = threading.Condition()
@@ -63,6 +65,8 @@ class Question:
             self._changed.notify_all()
 
     def succeed(self, result: Any) -> None:
+        if self._heard_result is not None:
+            self._heard_result(result)
         self._end(result, None)
 
     def fail(self, error: RealtimeError) -> None:
@@ -117,7 +121,7 @@ class Question:
 class Repetition:
     """Something that is said again after a reconnect: nobody waits for it."""
 
-    def __init__(self, succeeded: Callable[[], None], failed: Callable[[RealtimeError], None]) -> None:
+    def __init__(self, succeeded: Callable[[Any], None], failed: Callable[[RealtimeError], None]) -> None:
         self.was_sent = True
         self._succeeded = succeeded
         self._failed = failed
@@ -126,7 +130,7 @@ class Repetition:
         """Of no interest."""
 
     def succeed(self, result: Any) -> None:
-        self._succeeded()
+        self._succeeded(result)
 
     def fail(self, error: RealtimeError) -> None:
         self._failed(error)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar, overload
 from realtime.client.calls import Pending, Question
 from realtime.client.handlers import Handler, Handlers
 from realtime.client.options import Address, Backoff, ClientLimits, HeaderSource, check_headers, check_seconds, trust
-from realtime.client.rooms import ClientPresence, ClientRooms
+from realtime.client.presence import ClientPresence
+from realtime.client.rooms import ClientRooms
 from realtime.client.session import Session
 from realtime.client.states import ClientState, Settings
 from realtime.client.wire import JSON_WIRE, MSGPACK_WIRE, ClientMessage
@@ -37,9 +38,15 @@ class Client:
             for line in client.stream("log:tail"):  # what it yielded
                 print(line)
 
-    The connection comes back by itself. What is sent meanwhile waits, in order, within bounds; calls under way when
-    it is lost raise ConnectionClosed, as nobody knows whether they were handled. Any thread may use it. Handlers run
-    one at a time, in order, in a thread of the client's own, and may themselves send, call and wait.
+    The connection comes back by itself, and the server then goes on as if nothing had been: what was sent either way
+    is not lost and comes once, calls under way get their answers, and id, rooms and presence are the same. What is sent
+    meanwhile waits, in order, within bounds. Where that cannot be, as the client was away for longer than the server
+    waits (``Limits.session_grace``), or the server is another, ``"client:state"`` says ``resumed: False``: rooms are
+    joined and presence is told again, and calls that were under way raise ConnectionClosed, as nobody knows whether
+    they were handled. No call is sent twice.
+
+    Any thread may use it. Handlers run one at a time, in order, in a thread of the client's own, and may themselves
+    send, call and wait.
 
     It waits with ``threading`` and ``selectors``: in a process with a gevent event loop, have everything patched, or
     use it in a native thread; otherwise a wait stops that loop.
@@ -52,7 +59,8 @@ class Client:
     :param reconnect: come back by itself.
     :param backoff: seconds between attempts.
     :param limits: what may wait, and how large a message may be.
-    :param hello: payload of the ``system:hello`` that greets the server.
+    :param hello: payload of the ``system:hello`` that greets the server: a dictionary, where there is a session.
+    :param session: ask the server to go on where it was after a reconnect.
     :raises ConfigurationError: one of these cannot work.
     """
 
@@ -68,6 +76,7 @@ class Client:
         backoff: Backoff | None = None,
         limits: ClientLimits | None = None,
         hello: Any = None,
+        session: bool = True,
     ) -> None:
         address = Address.parse(url)
         wire = MSGPACK_WIRE if msgpack else JSON_WIRE
@@ -80,6 +89,10 @@ class Client:
             wire.request("system:hello", hello)
         except BadMessage as error:
             raise ConfigurationError(f"hello={hello!r}: {error}") from None
+        if not isinstance(session, bool):
+            raise ConfigurationError(f"session={session!r}: must be True or False")
+        if session and not (hello is None or isinstance(hello, dict)):
+            raise ConfigurationError(f"hello={hello!r}: must be a dictionary, to ask for a session, or session=False")
         self._wire = wire
         self._settings = Settings(
             address=address,
@@ -91,14 +104,15 @@ class Client:
             backoff=backoff or Backoff(),
             limits=limits or ClientLimits(),
             hello=hello,
+            session=session and reconnect,
         )
         self._handlers = Handlers()
         self._stats: Counter[str] = Counter()
         self._starting = threading.Lock()
-        self._session = self._new_session()
-        self._rooms = ClientRooms(self, self._told_left)
         self.presence = ClientPresence(self)
         """Who is here, and what this client says of itself."""
+        self._rooms = ClientRooms(self, self.presence.forget)
+        self._session = self._new_session()
 
     # Coming and going ---------------------------------------------------------------------------------------
 
@@ -157,7 +171,8 @@ class Client:
 
     @property
     def id(self) -> str | None:
-        """What the server calls this client: another one after every reconnect, None before the first welcome."""
+        """What the server calls this client; None before the first welcome. Another one after a reconnect that did not
+        resume the session."""
         return self._session.id
 
     @property
@@ -178,11 +193,12 @@ class Client:
     def stats(self) -> dict[str, int]:
         """Return counters since this client was made.
 
-        ``sent``, ``received``, ``connects``; ``bad_messages`` that could not be read; ``unclaimed`` messages without
-        a handler that were dropped as too many waited for ``wait_for``; ``discarded`` by ``close``; ``unsent``:
-        waited for a connection that never came, were too large for it, or were answers that the server did not take.
+        ``sent``, ``received``, ``connects``, and ``resumes`` among those; ``bad_messages`` that could not be read;
+        ``unclaimed`` messages without a handler that were dropped as too many waited for ``wait_for``; ``discarded`` by
+        ``close``; ``unsent``: waited for a connection that never came, were too large for it, or were answers that the
+        server did not take.
         """
-        names = ("sent", "received", "connects", "bad_messages", "discarded", "unsent", "unclaimed")
+        names = ("sent", "received", "connects", "resumes", "bad_messages", "discarded", "unsent", "unclaimed")
         return {name: self._stats[name] for name in names}
 
     # Messages -----------------------------------------------------------------------------------------------
@@ -197,8 +213,12 @@ class Client:
         """Call ``handler(message)`` for every message of a type; as a decorator without ``handler``.
 
         ``"*"`` hears every message of the server, answers to calls included. The client itself tells
-        ``"client:state"``, payload ``{"name", "code"?, "reason"?, "retry_in"?}``, and ``"client:left"``, payload
-        ``{"room", "code", "message"}``: a room that let this client in no more after a reconnect.
+        ``"client:state"``, payload ``{"name", "code"?, "reason"?, "retry_in"?, "resumed"?}``; ``"client:left"``,
+        payload ``{"room", "code", "message"}``: a room that let this client in no more after a reconnect; and
+        ``"client:recovered"``, payload ``{"room", "recovered", "replayed", "reason"?}``: a recoverable room was joined
+        again after a reconnect that resumed no session. Unless ``recovered``, something is missing between what came
+        before and what comes now, and has to be loaded from elsewhere. ``"client:presence"`` is told of each change of
+        ``presence.state(room)``.
 
         What a handler raises is logged, and harms no other.
         """
@@ -224,7 +244,9 @@ class Client:
         room: str | None = None,
         target: str | Sequence[str] | None = None,
     ) -> None:
-        """Send a message. Without a connection it waits for the next one; what was sent when one was lost may be lost.
+        """Send a message. Without a connection it waits for the next one.
+
+        What was on its way when one was lost is sent again, once, if the session is resumed; else it may be lost.
 
         Waits, at most ``timeout`` seconds, while more waits to be sent than ``ClientLimits.outbox``.
 
@@ -252,12 +274,24 @@ class Client:
             given.
         :raises CallFailed: the server said no; ``.code`` and ``.message`` are its words.
         :raises TimedOut: no answer in time.
-        :raises ConnectionClosed: the connection was lost before the answer came, or this client is closed.
+        :raises ConnectionClosed: the session was lost before the answer came, or this client is closed.
         :raises BadMessage, MessageTooBig, QueueFull: as ``send``; QueueFull also within a handler when so many
             messages wait for it that no answer can come in.
         """
+        return self._ask(type, payload, room=room, target=target, timeout=timeout)
+
+    def _ask(
+        self,
+        type: str,
+        payload: Any,
+        *,
+        room: str | None,
+        target: str | Sequence[str] | None = None,
+        timeout: float | None,
+        heard: Callable[[Any], None] | None = None,
+    ) -> Any:
         seconds = self._seconds(timeout)
-        session, question = self._session, Question()
+        session, question = self._session, Question(heard=heard)
         ack = session.calls.add(question)
         try:
             session.transmit(self._wire.request(type, payload, room=room, target=target, ack=ack), question, seconds)
@@ -347,14 +381,48 @@ class Client:
 
     # Rooms --------------------------------------------------------------------------------------------------
 
-    def join(self, room: str, *, timeout: float | None = None) -> dict[str, Any]:
-        """Join a room that the server opens to clients, again by itself after every reconnect.
+    def join(
+        self, room: str, *, since: str | None = None, presence: bool | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Join a room that the server opens to clients. After a reconnect it is as if we had been there all the time.
 
-        Returns who is in it: ``{"room", "id", "members": [{"id", "metadata"}], "total"}``.
+        Returns who is in it: ``{"room", "id", "members": [{"id", "metadata"}], "total"}``; of a recoverable room also
+        ``"cursor"``, and with ``since`` ``"recovered", "replayed"`` and ``"reason"``. Of such a room what was missed
+        while there was no connection is told first; if it cannot be, ``"client:recovered"`` says so.
 
+        :param since: a message's ``cursor``, or what ``cursor(room)`` gave: what came after it is told first.
+        :param presence: be told who is there, and of each change: see ``presence.state``. None: as the server likes.
         :raises CallFailed: ``forbidden``; and as ``call``.
         """
-        result: dict[str, Any] = self._rooms.join(room, timeout)
+        if since is not None and not (isinstance(since, str) and since):
+            raise BadMessage(f"join(since={since!r}): must be the cursor of a message")
+        if presence is not None and not isinstance(presence, bool):
+            raise BadMessage(f"join(presence={presence!r}): must be True or False")
+        result: dict[str, Any] = self._rooms.join(room, since, presence, timeout)
+        return result
+
+    def cursor(self, room: str) -> str | None:
+        """Return how far this client is in a recoverable room: the cursor of the newest message that has come.
+
+        That may still wait for its handler: who stores how far it is takes ``message.cursor`` there. None if nothing
+        came from that room, or it was left.
+        """
+        return self._rooms.cursor(room)
+
+    def history(
+        self, room: str, *, limit: int | None = None, since: str | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Return what a room keeps: the newest ``limit`` messages (50), or the first after a cursor.
+
+        ``{"messages", "cursor", "more"}``, the oldest first; with ``since`` also ``"recovered"``: nothing is missing
+        between it and the first of them; else ``"reason"``.
+
+        :param limit: at most 300.
+        :raises CallFailed: ``forbidden`` if this client is outside of the room; and as ``call``.
+        """
+        wish = {"limit": limit, "since": since}
+        payload = {name: value for name, value in wish.items() if value is not None}
+        result: dict[str, Any] = self.call("system:history", payload, room=room, timeout=timeout)
         return result
 
     def leave(self, room: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -368,17 +436,26 @@ class Client:
     # Inside -------------------------------------------------------------------------------------------------
 
     def _new_session(self) -> Session:
-        return Session(self._settings, self._handlers, self._stats, self._opened)
+        return Session(
+            self._settings, self._handlers, self._stats, on_open=self._opened, on_message=self._hear
+        )
+
+    def _hear(self, message: ClientMessage) -> None:
+        self._rooms.note(message)
+        news = self.presence.take(message)
+        if news is not None and self._handlers.has("client:presence"):
+            self._tell("client:presence", news)
 
     def _opened(self) -> None:
+        self.presence.forget_all_but(self._rooms.names())
         self._rooms.rejoin()
         self.presence.repeat()
 
     def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
         self._session.ask_again(call, lambda ack: self._wire.request(type, payload, room=room, ack=ack))
 
-    def _told_left(self, left: dict[str, Any]) -> None:
-        self._session.inbox.tell(ClientMessage("client:left", left))
+    def _tell(self, type: str, payload: dict[str, Any]) -> None:
+        self._session.inbox.tell(ClientMessage(type, payload))
 
     def _seconds(self, timeout: float | None) -> float:
         return self._settings.timeout if timeout is None else check_seconds("timeout", timeout)

@@ -1,25 +1,38 @@
-"""The rooms a Client joined by itself, and what it says of itself: both again after every reconnect."""
+"""The rooms a Client joined by itself: joined again where a reconnect resumed no session, from where it was."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from realtime.client.calls import Pending, Repetition
-from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
+from realtime.client.wire import ClientMessage
+from realtime.errors import CallFailed, ConnectionClosed, RealtimeError
 
-__all__ = ["ClientPresence", "ClientRooms"]
+__all__ = ["Asking", "ClientRooms"]
 
-log = logging.getLogger("realtime.client")
+CURSORS = 10_000  # rooms in which it is remembered how far we are
+
+_Heard = Callable[[Any], None]
 
 
-class _Asking(Protocol):
-    def call(self, type: str, payload: Any = None, *, room: str | None = None, timeout: float | None = None) -> Any:
+class Asking(Protocol):
+    """A client, for what asks the server by it."""
+
+    def _ask(
+        self, type: str, payload: Any, *, room: str | None, timeout: float | None, heard: _Heard | None = None
+    ) -> Any:
         """Ask and wait."""
 
     def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
-        """Ask on a connection that has just begun, without waiting."""
+        """Ask in the thread that reads, without waiting."""
+
+    def _tell(self, type: str, payload: dict[str, Any]) -> None:
+        """Tell handlers."""
+
+    def _seconds(self, timeout: float | None) -> float:
+        """Return how long to wait."""
 
 
 class _Place:
@@ -27,90 +40,144 @@ class _Place:
 
     def __init__(self) -> None:
         self.joined = False
+        self.presence: bool | None = None
+        """Whether we asked to be told who is there; None: as the server likes."""
+        self.replayed = 0
+        """Messages, in coming back."""
+        self.settled = threading.Event()
+        """Not set while coming back."""
+        self.settled.set()
 
 
 class ClientRooms:
-    """Which rooms to come back to."""
+    """Which rooms to come back to, and how far we are in those that are recoverable."""
 
-    def __init__(self, client: _Asking, on_left: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, client: Asking, on_left: Callable[[str], None]) -> None:
         self._client = client
         self._on_left = on_left
         self._places: dict[str, _Place] = {}
+        self._cursors: dict[str, str] = {}
 
-    def join(self, room: str, timeout: float | None) -> Any:
-        """Ask to be let in, and remember the room."""
+    def names(self) -> Collection[str]:
+        """Return which rooms these are."""
+        return self._places.keys()
+
+    def cursor(self, room: str) -> str | None:
+        """Return how far we are; None in a room that is not recoverable."""
+        return self._cursors.get(room)
+
+    def note(self, message: ClientMessage) -> None:
+        """A message came: called by the thread that reads."""
+        if message.cursor is not None and message.room is not None:
+            self._reached(message.room, message.cursor)
+
+    def _reached(self, room: str, cursor: object) -> None:
+        if not isinstance(cursor, str):
+            return
+        if len(self._cursors) >= CURSORS and room not in self._cursors:
+            forgotten = next((one for one in self._cursors if one not in self._places), None)
+            if forgotten is not None:
+                del self._cursors[forgotten]
+        self._cursors[room] = cursor
+
+    def join(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
+        """Ask to be let in, as often as there is more that was missed, and remember the room."""
         place = self._places.setdefault(room, _Place())
+        # a request without a cursor would pass over what is still to be replayed
+        place.settled.wait(min(self._client._seconds(timeout), threading.TIMEOUT_MAX))
         try:
-            result = self._client.call("system:join", room=room, timeout=timeout)
+            result = self._enter(room, since, presence, timeout)
         except BaseException:
             if not place.joined:
                 self._forget(room, place)
             raise
         place.joined = True
+        place.presence = place.presence if presence is None else presence
         return result
+
+    def _enter(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
+        replayed = 0
+        while True:
+            payload = _wish(since, presence)
+            result = self._client._ask("system:join", payload, room=room, timeout=timeout, heard=self._heard(room))
+            if since is None or not isinstance(result, dict) or "recovered" not in result:
+                return result
+            replayed += _replayed(result)
+            if not result.pop("more", False):
+                return {**result, "replayed": replayed}
+            since = result.get("cursor")
+
+    def _heard(self, room: str) -> _Heard:
+        """Where the server says that we are counts before what comes after it."""
+        return lambda result: self._reached(room, result.get("cursor") if isinstance(result, dict) else None)
 
     def leave(self, room: str, timeout: float | None) -> Any:
         """Leave, and come back no more, also if this request is lost."""
-        self._places.pop(room, None)
-        return self._client.call("system:leave", room=room, timeout=timeout)
+        place = self._places.pop(room, None)
+        if place is not None:
+            place.settled.set()
+        try:
+            return self._client._ask("system:leave", None, room=room, timeout=timeout)
+        finally:
+            if room not in self._places:
+                self._cursors.pop(room, None)
+                self._on_left(room)
 
     def rejoin(self) -> None:
-        """After a reconnect."""
+        """Come back to all, in the thread that reads."""
         for room, place in list(self._places.items()):
             if place.joined:  # else its request waits in the queue
-                self._client._ask_again(self._again(room, place), "system:join", room=room)
+                place.replayed = 0
+                place.settled.clear()
+                self._come_back(room, place)
+
+    def _come_back(self, room: str, place: _Place) -> None:
+        payload = _wish(self._cursors.get(room), place.presence)
+        self._client._ask_again(self._again(room, place), "system:join", payload, room=room)
 
     def _again(self, room: str, place: _Place) -> Repetition:
+        def succeeded(result: Any) -> None:
+            if self._places.get(room) is not place:
+                return  # left meanwhile
+            self._heard(room)(result)
+            if isinstance(result, dict) and "recovered" in result:
+                place.replayed += _replayed(result)
+                if result.get("more"):
+                    self._come_back(room, place)
+                    return
+                self._client._tell("client:recovered", _news(room, result, place.replayed))
+            place.settled.set()
+
         def failed(error: RealtimeError) -> None:
-            if isinstance(error, ConnectionClosed):
+            place.settled.set()
+            if isinstance(error, ConnectionClosed) or self._places.get(room) is not place:
                 return  # the next connection tries again
             self._forget(room, place)
             code = error.code if isinstance(error, CallFailed) else "rejected"
             message = error.message if isinstance(error, CallFailed) else str(error)
-            self._on_left({"room": room, "code": code, "message": message})
+            self._client._tell("client:left", {"room": room, "code": code, "message": message})
 
-        return Repetition(lambda: None, failed)
+        return Repetition(succeeded, failed)
 
     def _forget(self, room: str, place: _Place) -> None:
         if self._places.get(room) is place:
             del self._places[room]
+            self._cursors.pop(room, None)
+            self._on_left(room)
 
 
-class ClientPresence:
-    """Who is here, and what this client says of itself: ``client.presence``."""
+def _wish(since: str | None, presence: bool | None) -> dict[str, Any] | None:
+    """Return the payload of a request to be let in."""
+    wish = {"since": since, "presence": presence}
+    return {name: value for name, value in wish.items() if value is not None} or None
 
-    def __init__(self, client: _Asking) -> None:
-        self._client = client
-        self._own: dict[str, Any] | None = None
 
-    def list(self, room: str, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return who is in a room that this client is in: ``{"members": [{"id", "metadata"}], "total"}``.
+def _replayed(result: dict[str, Any]) -> int:
+    count = result.get("replayed")
+    return count if type(count) is int else 0
 
-        :raises CallFailed: ``forbidden`` outside of the room; and as ``Client.call``.
-        """
-        result: dict[str, Any] = self._client.call("system:presence", room=room, timeout=timeout)
-        return result
 
-    def update(self, metadata: Mapping[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
-        """Merge something into what others see of this client; return the own entry. Repeated after a reconnect.
+def _news(room: str, result: dict[str, Any], replayed: int) -> dict[str, Any]:
+    news = {"room": room, "recovered": bool(result["recovered"]), "replayed": replayed}
+    return {**news, "reason": result["reason"]} if "reason" in result else news
 
-        :raises CallFailed: ``forbidden`` where the server does not allow it; and as ``Client.call``.
-        """
-        if not isinstance(metadata, Mapping):
-            raise BadMessage(f"presence.update({metadata!r}): must be a mapping")
-        entry: dict[str, Any] = self._client.call(
-            "system:presence", {"metadata": dict(metadata)}, timeout=timeout
-        )
-        self._own = {**(self._own or {}), **metadata}
-        return entry
-
-    def repeat(self) -> None:
-        """After a reconnect: say it again."""
-        if self._own is None:
-            return
-
-        def failed(error: RealtimeError) -> None:
-            if not isinstance(error, ConnectionClosed):
-                log.warning("the presence is not as it was: %s", error)
-
-        self._client._ask_again(Repetition(lambda: None, failed), "system:presence", {"metadata": self._own})

@@ -1,5 +1,7 @@
 """A Client from ``connect()`` until it is closed for good: its connections one after the other, and its two threads.
 
+What the server keeps of it from one connection to the next is its :class:`~realtime.client.continuity.Continuity`.
+
 One thread connects, receives, writes what the kernel did not take at once, and connects again. It never waits for
 anything but the network and the clock, so that answers always arrive. The other runs handlers.
 """
@@ -9,11 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
 
 from realtime.client.calls import Calls, Pending
+from realtime.client.continuity import Continuity
 from realtime.client.handlers import Handlers
 from realtime.client.inbox import Entry, Inbox
 from realtime.client.link import Link
@@ -22,6 +24,7 @@ from realtime.client.states import NOT_YET, ClientState, Ended, Settings
 from realtime.client.stream import Stream
 from realtime.client.waiting import SendQueue
 from realtime.client.watchdog import Due, SilenceWatch
+from realtime.client.welcome import Welcome, read_welcome
 from realtime.client.wire import ClientMessage
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat
@@ -40,16 +43,27 @@ log = logging.getLogger("realtime.client")
 
 CLOSE_HANDSHAKE = 5.0  # seconds the server has to answer our close frame
 _STEADY_AFTER = 10.0  # a connection that was open for so many seconds starts the back-off anew
+_UNCLEAN = frozenset((CloseCode.ABNORMAL, CloseCode.HEARTBEAT_TIMEOUT))  # after which the server waits for us
+_UNCOUNTED = frozenset(("system:welcome", "system:received"))  # they belong to a connection, not to the session
+_EARLY = 1000  # messages before the welcome that says whom they are for
 
 
 class Session:
     """See the module. Its lock guards the state and the order of what is sent; nothing waits while it has it.
 
-    :param on_open: called by the thread that reads, after every welcome and before anything else is sent.
+    :param on_open: called by the thread that reads, after every welcome that resumes nothing, before anything else is
+        sent.
+    :param on_message: called by the thread that reads, for each message that is not an answer.
     """
 
     def __init__(
-        self, settings: Settings, handlers: Handlers, stats: Counter[str], on_open: Callable[[], None]
+        self,
+        settings: Settings,
+        handlers: Handlers,
+        stats: Counter[str],
+        *,
+        on_open: Callable[[], None],
+        on_message: Callable[[ClientMessage], None],
     ) -> None:
         self.state = ClientState.CLOSED
         self.id: str | None = None
@@ -64,11 +78,16 @@ class Session:
         self._handlers = handlers
         self._stats = stats
         self._on_open = on_open
+        self._on_message = on_message
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue = SendQueue(settings.limits)
         self._stream: Stream | None = None
         self._link: Link | None = None
+        self._continuity = Continuity()
+        self._lost = NOT_YET  # how the last connection of the session ended
+        self._early: deque[tuple[ClientMessage, int]] = deque()
+        self._given_up: ConnectionClosed | None = None
         self._watch = SilenceWatch(None)
         self._deadline = 0.0  # of the attempt, or of the close handshake
         self._opened_at = 0.0
@@ -144,20 +163,30 @@ class Session:
                 self._queue.withdraw(call)
 
     def notify(self, data: bytes) -> None:
-        """Send something that only this connection's server wants to know, if there is one. Never raises."""
+        """Send something that is of use in this session of the server's alone. Never raises."""
         with self._lock:
-            if self._link is not None and self.state is ClientState.OPEN:
-                self.reply(self._link, data)
+            self._reply(self._continuity, data)
 
-    def reply(self, link: object, data: bytes) -> None:
-        """Answer a question on the connection it came by, and on no other."""
+    def _reply(self, source: object, data: bytes) -> None:
+        """Answer a question in the session it was asked in, and in no other; if not now, when that is resumed."""
         with self._lock:
-            if link is self._link and self._link is not None:
-                try:
-                    self._link.send(self._settings.wire.frame(data))
-                    self._stats["sent"] += 1
-                except ConnectionClosed:
-                    pass  # who asked is gone
+            if source is not self._continuity:
+                return  # who asked is gone
+            is_open = self.state is ClientState.OPEN
+            if is_open or self._continuity.lasts:
+                self._continuity.sending(data)
+            if is_open and self._put(data):
+                self._stats["sent"] += 1
+
+    def _put(self, data: bytes) -> bool:
+        """Send, counted or not; False if the connection has just ended, which nobody has said yet."""
+        if self._link is None:
+            return False
+        try:
+            self._link.send(self._settings.wire.frame(data))
+        except ConnectionClosed:
+            return False
+        return True
 
     def check_size(self, data: bytes) -> None:
         """A server ends the connection, for good, over a message that is too large for it."""
@@ -168,10 +197,9 @@ class Session:
     def _send_now(self, data: bytes, call: Pending | None) -> bool:
         """Send; False if the connection has just ended, which nobody has said yet."""
         self.check_size(data)
-        assert self._link is not None
-        try:
-            self._link.send(self._settings.wire.frame(data))
-        except ConnectionClosed:
+        self._continuity.sending(data)  # before: the other end may say at once that it has it
+        if not self._put(data):
+            self._continuity.unsent(data)
             return False
         if call is not None:
             call.was_sent = True
@@ -210,6 +238,8 @@ class Session:
     def _connection(self) -> Ended:
         """One connection from its beginning to its end."""
         self._deadline = time.monotonic() + self._settings.timeout
+        self._early.clear()
+        self._given_up = None
         self._enter(ClientState.CONNECTING)
         try:
             link = self._open()
@@ -226,7 +256,7 @@ class Session:
             self._link = link
             if self._stopping.is_set():
                 link.close(self._ended.code, self._ended.reason)
-        self._greet()
+        self._greet(first=True)
         link.run()
         assert self._stream is not None
         failure = self._stream.error
@@ -257,9 +287,12 @@ class Session:
             raise
         return link
 
-    def _greet(self) -> None:
-        hello = self._settings.wire.request("system:hello", self._settings.hello)
-        self.reply(self._link, hello)
+    def _greet(self, *, first: bool) -> None:
+        """Say hello: on a new connection also which session we want."""
+        hello = self._settings.hello
+        if first and self._settings.session:
+            hello = {**(hello or {}), "session": self._continuity.wish()}
+        self._put(self._settings.wire.request("system:hello", hello))
 
     def _tick(self) -> float | None:
         """Before each wait: see whether it is in vain, and how long it may take."""
@@ -269,6 +302,8 @@ class Session:
             if link is None or now >= self._deadline:
                 raise ConnectionClosed(self._ended.code, self._ended.reason)
             return self._deadline - now
+        if self._given_up is not None:
+            raise self._given_up
         if self.state is not ClientState.OPEN:
             if now >= self._deadline:
                 raise self._give_up(f"the server did not welcome us within {self._settings.timeout:g} s")
@@ -278,7 +313,7 @@ class Session:
         if due is Due.GIVE_UP:
             raise self._give_up("nothing was heard from the server")
         if due is Due.PROBE:
-            self._greet()
+            self._greet(first=False)
         return wait
 
     def _give_up(self, reason: str) -> ConnectionClosed:
@@ -303,42 +338,100 @@ class Session:
             self._stats["bad_messages"] += 1
             if self._stats["bad_messages"] == 1:
                 log.warning("the server sends what is no message: %s: %.200r", error, data)
+            self._count(len(data))
             return
         self._stats["received"] += 1
+        if message.type == "system:received":
+            with self._lock:
+                self._continuity.confirm(message.payload.get("count") if isinstance(message.payload, dict) else None)
+        elif message.type == "system:welcome":
+            if self.state is ClientState.CONNECTING:
+                self._welcomed(read_welcome(message))
+            listened = self._handlers.has(message.type)  # else it is not kept for wait_for: one comes for every probe
+            (self.inbox.put if listened else self.inbox.hear)(message, len(data), self._continuity)
+        elif self.state is ClientState.CONNECTING and self._continuity.lasts:
+            self._early.append((message, len(data)))
+            if len(self._early) > _EARLY:
+                self._early.clear()
+                self._given_up = self._give_up(f"more than {_EARLY} messages came before the welcome")
+        else:
+            self._count(len(data))
+            self._take_in(message, len(data))
+
+    def _count(self, size: int) -> None:
+        if self.state is ClientState.OPEN:
+            with self._lock:
+                if self._continuity.received(size):
+                    self._confirm()
+
+    def _confirm(self) -> None:
+        self._put(self._settings.wire.request("system:received", self._continuity.confirmation()))
+
+    def _take_in(self, message: ClientMessage, size: int) -> None:
         name = message.type
         if self.calls.take(message) or _is_answer(message):
-            self.inbox.hear(message, len(data), self._link)
-        elif name == "system:welcome":
-            if self.state is ClientState.CONNECTING:
-                self._welcomed(message)
-            listened = self._handlers.has(name)  # else it is not kept for wait_for: one comes for every probe
-            (self.inbox.put if listened else self.inbox.hear)(message, len(data), self._link)
+            self.inbox.hear(message, size, self._continuity)
         elif not name.startswith("client:"):  # those are told by this client
             if name == "system:error" and not self._handlers.has(name):
                 log.warning("the server says no: %s", message.payload)
-            self.inbox.put(message, len(data), self._link)
+            self._on_message(message)
+            self.inbox.put(message, size, self._continuity)
 
-    def _welcomed(self, message: ClientMessage) -> None:
-        welcome = message.payload if isinstance(message.payload, dict) else {}
+    def _welcomed(self, welcome: Welcome) -> None:
+        news = welcome.session if self._settings.session else None
+        resumed = news is not None and news.resumed
         with self._lock:
             if self._stopping.is_set():
                 return
-            self.id = welcome.get("id")
-            limits = welcome.get("limits")
-            self.limits = limits if isinstance(limits, dict) else None
-            self.heartbeat = _heartbeat(welcome.get("heartbeat"))
+            if news is not None and resumed and not self._continuity.resume(news):
+                self._begin_anew()
+                return
+            self.id = welcome.id
+            self.limits = welcome.limits
+            self.heartbeat = welcome.heartbeat
             self._watch = SilenceWatch(self.heartbeat)
             self._opened_at = time.monotonic()
             self.opens += 1
             self._stats["connects"] += 1
-            self._on_open()
+            if resumed:
+                self._go_on()
+            else:
+                self._lose_session()
+                self._continuity = Continuity(news)
+                self._on_open()
             self._flush()
-            self._enter(ClientState.OPEN)
+            self._enter(ClientState.OPEN, resumed=resumed)
+        while self._early:
+            self._take_in(*self._early.popleft())
+
+    def _go_on(self) -> None:
+        """The server resumes the session: send what it does not have."""
+        self._stats["resumes"] += 1
+        self._early.clear()  # they were for whom the server took us for; what is for us comes now
+        self._confirm()
+        for data in self._continuity.unconfirmed():
+            self._put(data)
+
+    def _begin_anew(self) -> None:
+        """The server resumes a session that we cannot go on with: end both it and the connection."""
+        self._lose_session()
+        if self._link is not None:
+            self._given_up = self._link.fail(CloseCode.REPLACED, "too much was sent to go on with the session")
+
+    def _lose_session(self) -> None:
+        """Nobody goes on where we were: what was asked is not answered any more."""
+        self._continuity.end()
+        lost = f"the connection was lost before the answer came: {self._lost.code} {self._lost.reason}".rstrip()
+        code = self._lost.code
+        self.calls.fail_all(lambda: ConnectionClosed(code, lost), unsent_too=False)
 
     def ask_again(self, call: Pending, make: Callable[[str], bytes]) -> None:
-        """Within ``on_open``: ask without waiting."""
-        ack = self.calls.add(call)
-        self.reply(self._link, make(ack))
+        """In the thread that reads: ask without waiting."""
+        data = make(self.calls.add(call))
+        with self._lock:
+            self._continuity.sending(data)
+            if self._put(data):
+                self._stats["sent"] += 1
 
     def _flush(self) -> None:
         """Send what was queued."""
@@ -355,15 +448,23 @@ class Session:
                     log.error("a message that waited for the connection is not sent: %s", error)
 
     def _unlink(self, ended: Ended) -> None:
-        """Let go of the connection; what was asked over it is not answered any more."""
+        """Let go of the connection, and of the session unless that may be resumed."""
+        now = time.monotonic()
         with self._lock:
             self._link = None
+            continuity = self._continuity
             if self.state is ClientState.OPEN:
                 self.state = ClientState.WAITING  # until it is said what comes next: nothing can be sent
-        lost = f"the connection was lost before the answer came: {ended.code} {ended.reason}".rstrip()
-        self.calls.fail_all(lambda: ConnectionClosed(ended.code, lost), unsent_too=False)
+                self._lost = ended
+                if ended.code in _UNCLEAN:
+                    continuity.detach(now)
+                else:
+                    continuity.end()
+            if not continuity.lasts or (continuity.deadline is not None and now >= continuity.deadline):
+                self._lose_session()
 
     def _end_for_good(self) -> None:
+        self._continuity.end()
         self._stats["unsent"] += self._queue.clear()
         self.calls.fail_all(self._ended.error, unsent_too=True)
         self._become(ClientState.CLOSED, code=int(self._ended.code), reason=self._ended.reason)
@@ -402,7 +503,7 @@ class Session:
             data = self._settings.wire.request("system:error", refusal)
         stream = self._stream
         if stream is None or stream.wait_for_room(self._settings.timeout):
-            self.reply(entry.source, data)
+            self._reply(entry.source, data)
         else:
             self._stats["unsent"] += 1
             log.error("the answer to %r is not sent: the server takes nothing", entry.message.type)
@@ -414,10 +515,3 @@ def _is_answer(message: ClientMessage) -> bool:
         return True
     return message.type == "system:error" and isinstance(message.payload, dict) and "ack" in message.payload
 
-
-def _heartbeat(told: Any) -> Heartbeat | None:
-    """Return how often the server says it pings; None if it does not, or says nothing of use."""
-    try:
-        return Heartbeat(interval=told["interval"], timeout=told["timeout"])
-    except (TypeError, KeyError, ConfigurationError):
-        return None

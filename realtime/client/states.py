@@ -49,6 +49,8 @@ class Settings:
     backoff: Backoff
     limits: ClientLimits
     hello: Any
+    session: bool
+    """Ask the server to go on where it was after a reconnect."""
 
 
 @dataclass(frozen=True)

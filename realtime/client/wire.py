@@ -23,6 +23,8 @@ class ClientMessage(msgspec.Struct):
     """The server asks: see ``Client.answer``."""
     timestamp: int | None = None
     """Milliseconds since the epoch."""
+    cursor: str | None = None
+    """How far a recoverable room is with this message: see ``Client.join``."""
 
 
 class _Request(msgspec.Struct, omit_defaults=True):

@@ -25,6 +25,8 @@ class _Way:
         self.pumps: list[gevent.Greenlet[..., None]] = []
         self.silent = False
         """Nothing passes any more, and the server is not told."""
+        self.lost = False
+        """Nothing passes any more, and nobody is told."""
 
     def close(self) -> None:
         """End it on both sides, or on the client's if it is silent; with RST where that was asked for."""
@@ -46,6 +48,7 @@ class CuttingProxy:
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._pumps = Group()
         self._ways: list[_Way] = []
+        self._refusing = False
 
     def __enter__(self) -> CuttingProxy:
         self._server.start()
@@ -77,7 +80,19 @@ class CuttingProxy:
             _reset_on_close(way.client)
             way.close()
 
+    def fall_silent(self) -> None:
+        """Pass nothing more on for those that are connected, and tell neither side."""
+        for way in self._ways:
+            way.lost = True
+
+    def refuse(self, refusing: bool) -> None:
+        """Let nobody connect; or everybody again."""
+        self._refusing = refusing
+
     def _serve(self, client: gevent.socket.socket, address: object) -> None:
+        if self._refusing:
+            client.close()
+            return
         try:
             server = gevent.socket.create_connection(("127.0.0.1", self._target()))
         except OSError:
@@ -85,17 +100,18 @@ class CuttingProxy:
             return
         way = _Way(client, server)
         self._ways.append(way)
-        way.pumps = [self._pumps.spawn(self._pump, *ends) for ends in ((client, server), (server, client))]
+        way.pumps = [self._pumps.spawn(self._pump, way, *ends) for ends in ((client, server), (server, client))]
         try:
             gevent.joinall(way.pumps)
         finally:
             way.close()
 
-    def _pump(self, source: gevent.socket.socket, target: gevent.socket.socket) -> None:
+    def _pump(self, way: _Way, source: gevent.socket.socket, target: gevent.socket.socket) -> None:
         """Pass bytes on, in pieces that end anywhere."""
         try:
             while data := source.recv(self._random.choice((7, 100, 5000, 65536))):
-                target.sendall(data)
+                if not way.lost:
+                    target.sendall(data)
             target.shutdown(gevent.socket.SHUT_WR)
         except OSError:
             pass

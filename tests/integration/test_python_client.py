@@ -457,17 +457,17 @@ def test_a_server_that_stops_and_starts_gets_what_was_sent_meanwhile_once(make: 
         program.wait_for("hanging")
         program.stop(signal.SIGKILL)
         states.next("waiting")
-        under_way.join()
-        assert [str(error).startswith("1006 the connection was lost") for error in lost] == [True]
         for number in range(5):
             client.send("note", number)
         answers: list[Any] = []
         asking = threading.Thread(target=lambda: answers.append(client.call("notes")))
         asking.start()
         with start_server(tmp_path, port)[0]:
-            states.next("open")
+            assert states.next("open")["resumed"] is False
             asking.join()
+            under_way.join()
             assert answers == [[0, 1, 2, 3, 4]]
+            assert [str(error).startswith("1006 the connection was lost") for error in lost] == [True]
             assert client.id != before
 
 

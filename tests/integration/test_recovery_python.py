@@ -1,0 +1,386 @@
+"""The Python client where nothing is to be lost: cut at random moments, a server that dies, another node of a mesh.
+
+Numbered messages flow both ways meanwhile. Every one arrives once and in order, or ``client:recovered`` says that some
+are missing. A failure names the seed; ``REALTIME_RECOVERY_SEEDS`` says how many are tried.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from cutting_proxy import CuttingProxy
+from programs import PATIENCE, Program
+from python_client_rig import QUICK, States
+
+from realtime import Client, QueueFull
+
+SEEDS = int(os.environ.get("REALTIME_RECOVERY_SEEDS", "1"))
+MESSAGES = 2000
+NOTES = 300  # from the client to the server
+
+SERVER = '''
+import sys
+import gevent
+import gevent.event
+from realtime import Heartbeat, Limits, MeshOptions, PeerMeshTransport, RealtimeKernel, WebSocketTransport
+
+port, history, grace, name, *peers = sys.argv[1:]
+options = MeshOptions(ping=0.5, suspect=20.0, down=30.0, backoff=0.05, backoff_max=0.1, authentication=10.0)
+mesh = PeerMeshTransport(0, node_id=name, peers=peers, options=options)
+sockets = WebSocketTransport(int(port), "/realtime", heartbeat=Heartbeat(interval=0.5, timeout=2.0))
+kernel = RealtimeKernel([sockets, mesh], limits=Limits(session_grace=float(grace)))
+kernel.rooms.configure("kept:*", join=True, history=int(history), ttl=600.0, recover=True)
+kernel.presence.configure(update=True)
+notes = []
+
+@kernel.on("note")
+def note(message, context, toolkit):
+    notes.append(message.payload)
+
+@kernel.on("notes")
+def all_notes(message, context, toolkit):
+    return notes
+
+@kernel.on("quiz")
+def quiz(message, context, toolkit):
+    return toolkit.call(context.id, {"type": "question"}, timeout=600)
+
+@kernel.on("flow")
+def flow(message, context, toolkit):
+    first, last = message.payload
+    for number in range(first, last):
+        kernel.broadcast({"type": "number", "payload": number}, message.room)
+        if number % 20 == 0:
+            gevent.sleep(0.005)
+
+@kernel.on("direct")
+def direct(message, context, toolkit):
+    for number in range(message.payload["count"]):
+        kernel.send(message.payload["to"], {"type": "direct", "payload": number})
+        gevent.sleep(0.005)
+
+@kernel.on("members")
+def members(message, context, toolkit):
+    return kernel.rooms.members(message.room)
+
+@kernel.on("nodes")
+def nodes(message, context, toolkit):
+    return len(mesh.nodes())
+
+kernel.start()
+print(f"ports {sockets.port} {mesh.port}", flush=True)
+gevent.event.Event().wait()
+'''
+
+
+class Server:
+    """A node in a process of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        history: int = 10_000,
+        grace: float = 600.0,
+        name: str = "n0",
+        peers: tuple[str, ...] = (),
+    ) -> None:
+        script = folder / "server.py"
+        script.write_text(SERVER)
+        self.program = Program(script, str(port), str(history), str(grace), name, *peers)
+        found = self.program.wait_for(r"ports (\d+) (\d+)")
+        self.port, self.mesh = int(found[1]), int(found[2])
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/realtime"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.program.__exit__(None, None, None)
+
+
+def beside(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call what blocks in a thread, while the proxy's greenlets go on in this one."""
+    return gevent.get_hub().threadpool.apply(function, arguments, options)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a state that nothing announces."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        gevent.sleep(0.005)
+
+
+class Listener:
+    """A client under test, and what it was told, in order."""
+
+    def __init__(self, port: int, **options: Any) -> None:
+        self.client = Client(
+            f"ws://127.0.0.1:{port}/realtime", **{"timeout": 10 * PATIENCE, "backoff": QUICK, **options}
+        )
+        self.states = States(self.client)
+        self.heard: list[int | dict[str, Any]] = []
+        self.direct: list[int] = []
+        self.client.on("number", lambda message: self.heard.append(message.payload))
+        self.client.on("direct", lambda message: self.direct.append(message.payload))
+        self.client.on("client:recovered", lambda message: self.heard.append(message.payload))
+        self.client.answer("question", lambda message: 42)
+
+    def __enter__(self) -> Listener:
+        beside(self.client.connect, retry=True)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        beside(self.client.close)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [one for one in self.heard if isinstance(one, int)]
+
+    @property
+    def recoveries(self) -> list[dict[str, Any]]:
+        return [one for one in self.heard if isinstance(one, dict)]
+
+    @property
+    def last(self) -> int:
+        """The newest number."""
+        return next((one for one in reversed(self.heard) if isinstance(one, int)), -1)
+
+    def has(self, number: int) -> bool:
+        return self.last >= number
+
+    def resumptions(self) -> list[bool]:
+        return [state["resumed"] for state in self.states.told if state["name"] == "open"][1:]
+
+    def talk(self, name: str) -> None:
+        """Send numbers, no faster than they can wait."""
+        for number in range(NOTES):
+            while True:
+                try:
+                    self.client.send("note", f"{name}:{number}")
+                    break
+                except QueueFull:
+                    time.sleep(0.01)
+            time.sleep(0.001)
+
+
+def cut_now_and_then(
+    proxy: CuttingProxy, listener: Listener, chance: random.Random, between: Callable[[], None] = lambda: None
+) -> None:
+    """Until all numbers have come. The client makes progress between two cuts."""
+    while listener.last < MESSAGES - 1:
+        wanted = min(listener.last + chance.randint(1, 300), MESSAGES - 1)
+        until(partial(listener.has, wanted), f"{wanted} comes, after {listener.last}")
+        gevent.sleep(chance.uniform(0, 0.02))
+        between()
+        what = chance.random()
+        if what < 0.15:
+            proxy.fall_silent()
+        else:
+            proxy.cut(silently=what < 0.4)
+    until(lambda: listener.client.state == "open", "it is back")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """For all tests that leave it alive."""
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Two nodes that know one another."""
+    folder = tmp_path_factory.mktemp("mesh")
+    with Server(folder, name="n1") as first, Server(folder, name="n2", peers=(f"127.0.0.1:{first.mesh}",)) as second:
+        with Client(first.url, timeout=PATIENCE) as client:
+            until(lambda: client.call("nodes") == 1, "they know each other")
+        yield [first, second]
+
+
+@pytest.fixture
+def speaker(server: Server) -> Iterator[Client]:
+    """Speaks to the server without a proxy."""
+    with Client(server.url, timeout=10 * PATIENCE) as client:
+        yield client
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("msgpack", [False, True], ids=["json", "msgpack"])
+def test_a_session_loses_nothing_however_often_it_is_cut(
+    server: Server, speaker: Client, seed: int, msgpack: bool
+) -> None:
+    chance, room = random.Random(seed), f"kept:session {seed} {msgpack}"
+    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Listener(proxy.port, msgpack=msgpack) as listener:
+        client, own, asked = listener.client, listener.client.id, len(beside(speaker.call, "notes"))
+        beside(client.join, room)
+        quiz = gevent.spawn(beside, client.call, "quiz")
+        talking = threading.Thread(target=listener.talk, args=(room,))
+        talking.start()
+        flowing = gevent.spawn(beside, speaker.call, "flow", [0, MESSAGES], room=room)
+        telling = gevent.spawn(beside, speaker.call, "direct", {"to": own, "count": 200})
+        cut_now_and_then(proxy, listener, chance)
+        until(lambda: not talking.is_alive(), "all is said")
+        assert quiz.get(timeout=PATIENCE) == 42
+        flowing.get(timeout=PATIENCE)
+        telling.get(timeout=PATIENCE)
+        beside(client.call, "members", room=room)  # what was sent before has come
+        assert beside(speaker.call, "notes")[asked:] == [f"{room}:{number}" for number in range(NOTES)]
+        until(lambda: len(listener.direct) >= 200, "all that was sent to it alone")
+        assert listener.heard == list(range(MESSAGES))
+        assert listener.direct == list(range(200))
+        assert client.id == own
+        assert set(listener.resumptions()) == {True}
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_without_a_session_the_room_is_recovered(server: Server, speaker: Client, seed: int) -> None:
+    chance, room = random.Random(seed), f"kept:room {seed}"
+    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Listener(proxy.port, session=False) as listener:
+        beside(listener.client.join, room)
+        flowing = gevent.spawn(beside, speaker.call, "flow", [0, MESSAGES], room=room)
+        cut_now_and_then(proxy, listener, chance)
+        flowing.get(timeout=PATIENCE)
+        assert listener.numbers == list(range(MESSAGES))
+        assert {one["recovered"] for one in listener.recoveries} <= {True}
+        assert not any(listener.resumptions())
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("session", [True, False], ids=["session", "room"])
+def test_nothing_is_lost_from_node_to_node(mesh: list[Server], seed: int, session: bool) -> None:
+    chance, room = random.Random(seed), f"kept:mesh {seed} {session}"
+    chosen = [mesh[0]]
+
+    def between() -> None:
+        chosen[0] = chance.choice(mesh)
+
+    with (
+        CuttingProxy(lambda: chosen[0].port, seed=seed) as proxy,
+        Listener(proxy.port, session=session) as listener,
+        Client(mesh[1].url, timeout=10 * PATIENCE) as speaker,
+    ):
+        own = listener.client.id
+        beside(listener.client.join, room)
+        until(lambda: beside(speaker.call, "members", room=room) == [own], "the other node knows it")
+        flowing = gevent.spawn(beside, speaker.call, "flow", [0, MESSAGES], room=room)
+        cut_now_and_then(proxy, listener, chance, between)
+        flowing.get(timeout=PATIENCE)
+        assert listener.numbers == list(range(MESSAGES))
+        assert {one["recovered"] for one in listener.recoveries} <= {True}
+        if session:
+            assert set(listener.resumptions()) <= {True}
+            assert listener.client.id == own
+
+
+def test_a_server_that_dies_is_said_to_be_another(tmp_path: Path) -> None:
+    room = "kept:dying"
+    first = Server(tmp_path)
+    with first, Listener(first.port) as listener, Listener(first.port) as speaker:
+        client, other = listener.client, speaker.client
+        for one in (client, other):
+            beside(one.join, room)
+        beside(client.presence.update, {"name": "Ada"})
+        beside(other.call, "flow", [0, 100], room=room)
+        until(lambda: listener.last == 99, "it has heard all")
+        quiz = gevent.spawn(beside, client.call, "quiz")
+        first.program.stop(signal.SIGKILL)
+        with Server(tmp_path, port=first.port):
+            until(lambda: len(listener.recoveries) == 1 and len(speaker.recoveries) == 1, "they are back")
+            told = listener.recoveries[0]
+            assert (told["room"], told["recovered"]) == (room, False)
+            assert told["reason"]
+            assert listener.resumptions() == [False]
+            quiz.join(timeout=PATIENCE)
+            assert quiz.successful() or "closed" in repr(quiz.exception).lower(), quiz.exception
+            members = beside(client.presence.list, room)["members"]
+            assert {"name": "Ada"} in [member["metadata"] for member in members]
+            beside(other.call, "flow", [100, 200], room=room)
+            until(lambda: listener.last == 199, "it goes on")
+            assert listener.heard == [*range(100), told, *range(100, 200)]
+
+
+def test_what_is_no_longer_kept_is_said_to_be_missing(tmp_path: Path) -> None:
+    room = "kept:short"
+    with (
+        Server(tmp_path, history=50) as server,
+        CuttingProxy(lambda: server.port) as proxy,
+        Listener(proxy.port, session=False) as listener,
+        Client(server.url, timeout=PATIENCE) as speaker,
+    ):
+        beside(listener.client.join, room)
+        beside(speaker.call, "flow", [0, 10], room=room)
+        until(lambda: listener.last == 9, "it has heard all")
+        proxy.refuse(True)
+        proxy.cut()
+        until(lambda: beside(speaker.call, "members", room=room) == [], "it is gone")
+        beside(speaker.call, "flow", [10, 100], room=room)
+        proxy.refuse(False)
+        until(lambda: listener.recoveries, "it is back")
+        beside(speaker.call, "flow", [100, 110], room=room)
+        until(lambda: listener.last == 109, "it goes on")
+        (told,) = listener.recoveries
+        assert (told["recovered"], bool(told["reason"])) == (False, True)
+        numbers = listener.numbers
+        assert numbers == sorted(set(numbers))
+        assert [*range(10)] == numbers[:10]
+        assert [*range(100, 110)] == numbers[-10:]
+
+
+def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Server, speaker: Client) -> None:
+    room = "kept:stored"
+    with Listener(server.port) as listener:
+        client = listener.client
+        at_first = beside(client.join, room)
+        assert client.cursor(room) == at_first["cursor"]
+        beside(speaker.call, "flow", [0, 10], room=room)
+        until(lambda: listener.last == 9, "it has heard all")
+        stored = client.cursor(room)
+        page = beside(client.history, room, limit=3)
+        assert [message["payload"] for message in page["messages"]] == [7, 8, 9]
+        assert page["cursor"] == stored
+        page = beside(client.history, room, limit=4, since=page["messages"][0]["cursor"])
+        assert [message["payload"] for message in page["messages"]] == [8, 9]
+        assert (page["more"], page["recovered"]) == (False, True)
+        beside(client.leave, room)
+        assert client.cursor(room) is None
+    beside(speaker.call, "flow", [10, 1010], room=room)
+    with Listener(server.port) as later:
+        result = beside(later.client.join, room, since=stored)
+        assert (result["recovered"], result["replayed"]) == (True, 1000)
+        assert "more" not in result
+        assert result["cursor"] == later.client.cursor(room)
+        beside(speaker.call, "flow", [1010, 1020], room=room)
+        until(lambda: later.last == 1019, "it goes on")
+        assert later.heard == list(range(10, 1020))
+
+
+def test_a_cursor_of_another_room_recovers_nothing(server: Server) -> None:
+    with Listener(server.port) as listener:
+        beside(listener.client.join, "kept:one")
+        result = beside(listener.client.join, "kept:two", since=listener.client.cursor("kept:one"))
+        assert (result["recovered"], bool(result["reason"])) == (False, True)
+        assert listener.recoveries == []
+
+
+def test_without_a_session_it_comes_back_as_another(server: Server) -> None:
+    with CuttingProxy(lambda: server.port) as proxy, Listener(proxy.port, session=False) as listener:
+        own = listener.client.id
+        proxy.cut()
+        until(lambda: listener.resumptions() == [False], "it is back")
+        assert listener.client.id != own
