@@ -53,7 +53,7 @@ class ClientPresence:
         return {"presences": dict(view.presences), "total": view.total}
 
     def page(self, room: str, after: str | None = None, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return a part of who is in a room, as ``state`` shows it; its ``"page"``, if any, is ``after`` for the next one.
+        """Return a part of who is in a room, as ``state`` shows it; its ``"page"``, if any, is the next ``after``.
 
         :raises CallFailed: ``forbidden`` outside of the room; and as ``Client.call``.
         """
