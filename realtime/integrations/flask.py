@@ -125,6 +125,7 @@ class Realtime:
                 _environ.reset(token)
 
         app.wsgi_app = wsgi_app  # type: ignore[method-assign]
+        app.app_protocol = middleware.app_protocol  # type: ignore[attr-defined]  # gevent-websocket asks what it serves
         app.extensions["realtime"] = self
         self._apps.append(app)
 
