@@ -66,9 +66,10 @@ class Realtime:
     :param options: of :class:`realtime.integrations.wsgi.RealtimeMiddleware`, such as ``allowed_origins``.
     :raises ConfigurationError: an option that cannot work.
 
-    Handlers run in a request context made from the client's handshake: ``flask.request``, ``flask.session`` and
-    Flask-Login's ``current_user`` are what they were when the client connected, ``flask.g`` is new with each message,
-    and a user who logs out in a view stays connected until you ``disconnect`` them. Changes to ``flask.session`` are
+    Handlers run in a request context made from the client's handshake: ``flask.request`` and ``flask.session`` are what
+    they were when the client connected, also after the cookie has expired, and Flask-Login loads anew with each message
+    whoever was ``current_user`` then. ``flask.g`` is new with each message, and a user who logs out in a view stays
+    connected until you ``disconnect`` them. Changes to ``flask.session`` are
     not saved, as no response follows that could carry the cookie. Teardown functions run after each handler, and
     after the last item of a stream; ``before_request`` and ``after_request`` functions and error handlers do not run.
     Handlers of what came by no handshake with an app, such as ``mesh:`` events, get an app context alone. The contexts
@@ -131,6 +132,7 @@ class Realtime:
                 _environ.reset(token)
 
         app.wsgi_app = wsgi_app  # type: ignore[method-assign]
+        app.app_protocol = middleware.app_protocol  # type: ignore[attr-defined]  # gevent-websocket asks what it serves
         app.extensions["realtime"] = self
         self._apps.append(app)
 
