@@ -248,7 +248,8 @@ class Outgoing:
             return None
         self._check_size(chosen)
         elsewhere = [client for client in except_ids if client not in self._own.clients]
-        elsewhere += moved
+        if mark is None:  # a kept message would be kept as not meant for them
+            elsewhere += moved
         return pack_delivery(ToRoom(room, chosen, elsewhere, delivery, confirm, mark), expires)
 
     def _check_size(self, bodies: Mapping[str, bytes]) -> None:
