@@ -129,6 +129,7 @@ client.answer("answer?", () => 42);
 await client.join("chat:ROOM");
 const asking = client.call("question");
 const flowing = direct.call("flow", [0, COUNT], { room: "chat:ROOM" });
+const quiet = told(); // no more cuts
 print("flowing");
 let done = false;
 const talking = (async () => {
@@ -143,7 +144,7 @@ const talking = (async () => {
   }
 })();
 await flowing;
-await told(); // no more cuts
+await quiet;
 done = true;
 await talking;
 direct.send("flow", [COUNT, COUNT + 1], { room: "chat:ROOM" });
@@ -292,11 +293,13 @@ def test_another_node_replays_what_was_missed(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     speaker = SPEAKER + """
       await direct.join("chat:ROOM");
+      const cut = told();
       print("there");
-      await told();
+      await cut;
       await direct.call("flow", [5, 9], { room: "chat:ROOM" });
+      const over = told();
       print("said");
-      await told();
+      await over;
       direct.close();
     """
     with Server(tmp_path / "one", name="n0") as one:
