@@ -53,8 +53,9 @@ class ClientPresence:
         return {"presences": dict(view.presences), "total": view.total}
 
     def page(self, room: str, after: str | None = None, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return a part of who is in a room, as ``state`` shows it; its ``"page"``, if any, is the next ``after``.
+        """Return a part of who is in a room, as ``state`` shows it.
 
+        :param after: what the part before had as ``"page"``; it has none where it was the last.
         :raises CallFailed: ``forbidden`` outside of the room; and as ``Client.call``.
         """
         result: dict[str, Any] = self._client._ask("system:presence", {"page": after}, room=room, timeout=timeout)
