@@ -149,6 +149,22 @@ def test_a_kernel_of_another_process_is_told_apart(kernel: RealtimeKernel) -> No
     assert b"leave kernel.start() out" in body
 
 
+def test_a_kernel_in_a_thread_whose_loop_does_not_run_is_told_apart(
+    kernel: RealtimeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.integrations.wsgi_home.LOOP_ANSWERS", 0.1)
+    middleware = RealtimeMiddleware(app, kernel)
+    kernel.start()
+    answers: list[Answer] = []
+    asking = threading.Thread(target=lambda: answers.append(call(middleware, environ())))
+    asking.start()
+    asking.join(20)  # natively: this thread, the kernel's, runs no event loop meanwhile
+    ((status, _, body),) = answers
+    assert status == "500 Internal Server Error"
+    assert b"whose event loop does not run" in body
+    assert b"leave that out" in body
+
+
 def test_many_first_requests_start_the_kernel_once(kernel: RealtimeKernel) -> None:
     middleware = RealtimeMiddleware(app, kernel)
     asking = [gevent.spawn(call, middleware, environ("/")) for _ in range(20)]
