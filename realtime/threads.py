@@ -97,6 +97,19 @@ class HomeThread:
             raise errand.error
         return errand.result  # type: ignore[no-any-return]
 
+    def answers(self, timeout: float) -> bool:
+        """Tell whether the home thread's event loop runs: it took over a call within ``timeout`` seconds.
+
+        From another thread, which blocks; one with an event loop of its own parks its greenlet.
+        """
+        hub = self._hub
+        if hub is None:
+            return False
+        errand = _Errand(bool, (), {})
+        hub.loop.run_callback_threadsafe(self._carry, errand)
+        errand.cancelled = not errand.begun.wait(timeout)
+        return not errand.cancelled
+
     def _carry(self, errand: _Errand) -> None:
         """In the home thread's loop."""
         if not errand.cancelled:

@@ -20,6 +20,7 @@ __all__ = ["Launcher"]
 
 log = logging.getLogger("realtime.wsgi")
 
+LOOP_ANSWERS = 10.0  # seconds until the event loop of a kernel that runs already must have taken over a call
 EXIT_DRAIN = 2.0  # seconds to tell clients to come back while the process ends
 
 # the real one even in a patched process: it is never held while greenlets switch
@@ -70,6 +71,7 @@ class Launcher:
         self.failure = None
         try:
             self._require_same_process()
+            self._require_running_loop()
             if self._kernel.running:
                 self._kernel.home.run(self._prepare, self._kernel)
             elif has_event_loop():
@@ -87,6 +89,14 @@ class Launcher:
             raise ConfigurationError(
                 "the kernel was started before the server made this process from another (preloading): "
                 "leave kernel.start() out, the first request does it"
+            )
+
+    def _require_running_loop(self) -> None:
+        home = self._kernel.home
+        if self._kernel.running and not home.is_here() and not home.answers(LOOP_ANSWERS):
+            raise ConfigurationError(
+                "the kernel was started in a thread whose event loop does not run, as where a server in native threads "
+                "imports a module that calls kernel.start(): leave that out, the first request does it"
             )
 
     def at_exit(self) -> None:

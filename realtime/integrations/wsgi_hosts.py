@@ -153,6 +153,10 @@ class Pywsgi(Host):
     """gevent's, and gunicorn's worker that uses it."""
 
     def take(self) -> tuple[Any, bytes]:
+        if self._environ.get("SERVER_SOFTWARE", "").startswith("WSGIServer/"):  # in a process that was monkey-patched
+            raise _unable(
+                "wsgiref's server serves one request at a time, so one WebSocket would be its last: " + ADVICE
+            )
         rfile = _gevent_reader(self._environ)
         return _claim(rfile.raw._sock, rfile)
 

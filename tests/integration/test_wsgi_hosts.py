@@ -98,6 +98,15 @@ def test_a_server_without_a_socket_to_take_is_named_with_what_to_change(
     assert call(middleware, environ("/"))[2] == b"app"
 
 
+def test_the_server_of_the_standard_library_is_refused_where_it_is_patched(kernel: RealtimeKernel) -> None:
+    middleware = RealtimeMiddleware(app, kernel)
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs, ours.makefile("rb", -1) as rfile:  # what pywsgi gives its requests, too
+        status, _, body = call(middleware, environ(**{"wsgi.input": rfile, "SERVER_SOFTWARE": "WSGIServer/0.2"}))
+    assert status == "500 Internal Server Error"
+    assert b"gunicorn -k gevent -w 4 module:app" in body
+
+
 def test_what_is_no_handshake_is_refused_without_headers_that_an_application_must_not_set(
     kernel: RealtimeKernel,
 ) -> None:
@@ -147,6 +156,22 @@ def test_a_kernel_of_another_process_is_told_apart(kernel: RealtimeKernel) -> No
     status, _, body = call(middleware, environ())
     assert status == "500 Internal Server Error"
     assert b"leave kernel.start() out" in body
+
+
+def test_a_kernel_in_a_thread_whose_loop_does_not_run_is_told_apart(
+    kernel: RealtimeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.integrations.wsgi_home.LOOP_ANSWERS", 0.1)
+    middleware = RealtimeMiddleware(app, kernel)
+    kernel.start()
+    answers: list[Answer] = []
+    asking = threading.Thread(target=lambda: answers.append(call(middleware, environ())))
+    asking.start()
+    asking.join(20)  # natively: this thread, the kernel's, runs no event loop meanwhile
+    ((status, _, body),) = answers
+    assert status == "500 Internal Server Error"
+    assert b"whose event loop does not run" in body
+    assert b"leave that out" in body
 
 
 def test_many_first_requests_start_the_kernel_once(kernel: RealtimeKernel) -> None:
