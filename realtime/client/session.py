@@ -17,7 +17,8 @@ from collections.abc import Callable
 from realtime.client.calls import Calls, Pending
 from realtime.client.continuity import Continuity
 from realtime.client.handlers import Handlers
-from realtime.client.inbox import Entry, Inbox
+from realtime.client.handling import Handling
+from realtime.client.inbox import Inbox
 from realtime.client.link import Link
 from realtime.client.options import check_headers
 from realtime.client.states import NOT_YET, ClientState, Ended, Settings
@@ -94,8 +95,9 @@ class Session:
         self._patient = True
         self._stopping = threading.Event()
         self._ended = NOT_YET
+        handling = Handling(self.inbox, handlers, settings.wire, stats, self._answer)
         self._reader = threading.Thread(target=self._run, name="realtime-client", daemon=True)
-        self._handling = threading.Thread(target=self._handle_all, name="realtime-client-handlers", daemon=True)
+        self._handling = threading.Thread(target=handling.run, name="realtime-client-handlers", daemon=True)
 
     # Coming and going, from any thread ----------------------------------------------------------------------
 
@@ -177,6 +179,14 @@ class Session:
                 self._continuity.sending(data)
             if is_open and self._put(data):
                 self._stats["sent"] += 1
+
+    def _answer(self, source: object, data: bytes) -> None:
+        """As ``_reply``, once the server takes more. Raises MessageTooBig, TimedOut."""
+        self.check_size(data)
+        stream, timeout = self._stream, self._settings.timeout
+        if stream is not None and not stream.wait_for_room(timeout):
+            raise TimedOut(f"the server took nothing for {timeout:g} s")
+        self._reply(source, data)
 
     def _put(self, data: bytes) -> bool:
         """Send, counted or not; False if the connection has just ended, which nobody has said yet."""
@@ -479,34 +489,6 @@ class Session:
         self.state = state
         self.inbox.tell(ClientMessage("client:state", {"name": state.value, **details}))
         self._changed.notify_all()
-
-    # The thread that handles ------------------------------------------------------------------------------------
-
-    def _handle_all(self) -> None:
-        while (entry := self.inbox.take()) is not None:
-            message = entry.message
-            if entry.claimed:
-                self._handlers.tell(message.type, message)
-                if message.ack is not None:
-                    self._answer(entry)
-            if entry.source is not None:
-                self._handlers.tell("*", message)
-
-    def _answer(self, entry: Entry) -> None:
-        kind, payload = self._handlers.answer_to(entry.message)
-        try:
-            data = self._settings.wire.request(kind, payload)
-            self.check_size(data)
-        except (BadMessage, MessageTooBig) as error:
-            log.error("the answer to %r cannot be sent: %s", entry.message.type, error)
-            refusal = {"ack": entry.message.ack, "code": "rejected", "message": str(error)}
-            data = self._settings.wire.request("system:error", refusal)
-        stream = self._stream
-        if stream is None or stream.wait_for_room(self._settings.timeout):
-            self._reply(entry.source, data)
-        else:
-            self._stats["unsent"] += 1
-            log.error("the answer to %r is not sent: the server takes nothing", entry.message.type)
 
 
 def _is_answer(message: ClientMessage) -> bool:
