@@ -9,9 +9,9 @@ import re
 import signal
 import socket
 import struct
-import time
+import sys
 import urllib.request
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,25 +21,16 @@ import pytest
 import websockets.asyncio.client
 import websockets.exceptions
 import websockets.sync.client
+from hosting_rig import GEVENT_WEBSOCKET, HERE, Host, ask, gunicorn, start, stop, until
 from programs import PATIENCE, Program
 from raw import frame, request
 from requirements import chromium, module
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-    from websockets.sync.client import ClientConnection
 
-HERE = Path(__file__).parent
-AT = r"http://(127\.0\.0\.1:\d+)"
 LARGE = 5_000_000
 MSGPACK = "realtime.msgpack.v1"
-
-
-def gunicorn(worker: str, *options: str) -> list[str]:
-    return ["gunicorn", "-k", worker, *options, "-b", "127.0.0.1:0", "--no-control-socket", "hosted_app:application"]
-
-
-GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 HOSTS = {
     "gunicorn-gevent": gunicorn("gevent"),
     "gunicorn-gevent-4": gunicorn("gevent", "-w", "4"),
@@ -51,73 +42,11 @@ HOSTS = {
 ANSWERS_FIRST = {"gunicorn-gevent-websocket"}  # hosts that answer the handshake before we see it
 
 
-class Host:
-    """A running server with its application."""
-
-    def __init__(self, name: str, program: Program) -> None:
-        self.name = name
-        self.program = program
-        self.address = program.wait_for(AT)[1]
-        self.port = int(self.address.split(":")[1])
-
-    def connect(self, query: str = "", **options: Any) -> ClientConnection:
-        url = f"ws://{self.address}/realtime{query}"
-        options = {"max_size": None, "open_timeout": PATIENCE, "compression": None, **options}
-        return websockets.sync.client.connect(url, **options)
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=PATIENCE) as answer:
-            content: bytes = answer.read()
-            return content
-
-    def workers(self) -> set[int]:
-        """The processes that have loaded the application, and live."""
-        found = re.findall(r"loaded by process (\d+)", "".join(self.program.output))
-        return {int(pid) for pid in found if Path(f"/proc/{pid}").exists()}
-
-    def await_workers(self, count: int, *, without: Collection[int] = ()) -> None:
-        """Wait for so many; gunicorn forgets a signal that comes while a worker has not got so far."""
-        until(lambda: len(self.workers().difference(without)) == count, lambda: "".join(self.program.output))
-
-
-def start(command: list[str]) -> Program:
-    module(command[0])
-    module("geventwebsocket")
-    return Program("-m", *command, cwd=HERE)
-
-
-def stop(program: Program) -> None:
-    """It ends in order, and has nothing to complain of."""
-    code = program.stop(signal.SIGTERM)
-    output = "".join(program.output)
-    assert code in (0, -signal.SIGTERM), output  # Flask's server leaves SIGTERM to the system
-    assert "Traceback" not in output, output
-
-
 @pytest.fixture(scope="module", params=HOSTS)
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     with start(HOSTS[request.param]) as program:
         yield Host(request.param, program)
         stop(program)
-
-
-def ask(client: ClientConnection, type_: str, payload: Any = None, **fields: Any) -> Any:
-    """Return what the handler returned; messages that come before are passed over."""
-    client.send(json.dumps({"type": type_, "payload": payload, "ack": "asked", **fields}))
-    while True:
-        message = json.loads(client.recv(timeout=PATIENCE))
-        if message["type"] in ("system:ack", "system:error") and message["payload"]["ack"] == "asked":
-            assert message["type"] == "system:ack", message
-            return message["payload"].get("result")
-
-
-def until(done: Callable[[], bool], told: Callable[[], object] = str) -> None:
-    """Wait; ``told()`` is shown if it does not come to that."""
-    deadline = time.monotonic() + 2 * PATIENCE
-    while not done():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"it did not come to that: {told()}")
-        time.sleep(0.02)
 
 
 # Every host ---------------------------------------------------------------------------------------------
@@ -346,6 +275,28 @@ def test_a_reload_under_load_refuses_nobody_and_loses_nobody(worker: str) -> Non
         assert crowd.refusals == []
         assert set(crowd.ends) == {4013}
         stop(program)
+
+
+def test_a_new_gunicorn_takes_over_from_the_old_one_and_refuses_nobody() -> None:
+    # the script, since what USR2 starts anew is the command line: `python -m gunicorn` would not find its way back
+    script = Path(sys.executable).with_name(module("gunicorn").__name__)
+    with Program(script, *gunicorn("gevent", "-w", "2")[1:], cwd=HERE) as old:
+        host = Host("", old)
+        try:
+            with Crowd(host, 16) as crowd:
+                crowd.until_served_by(bool)
+                host.await_workers(2)
+                before = host.workers()
+                old.tell(signal.SIGUSR2)
+                host.await_workers(2, without=before)
+                assert old.stop(signal.SIGTERM) == 0
+                crowd.until_served_by(lambda pids: not pids & before)
+        finally:  # the new one's output is the old one's, which ends with it
+            for pid in re.findall(r"Listening at: \S+ \((\d+)\)", "".join(old.output))[1:]:
+                os.kill(int(pid), signal.SIGTERM)
+        assert crowd.refusals == []
+        assert set(crowd.ends) == {4013}
+    assert "Traceback" not in "".join(old.output)
 
 
 def test_clients_of_a_worker_that_is_killed_are_served_by_others() -> None:
