@@ -7,6 +7,7 @@ node asks the members it has and passes their answers on to the node that wants 
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RoomCall", "answers_to_pass_on"]
 
-# counted down, as a client's own calls are counted up
-_next_ack = itertools.count(-1, -1).__next__
+# Counted down, as a client's own calls are counted up, and from anywhere: a client whose session moves to another node
+# takes open questions along, which must not meet that node's. JavaScript has integers of 53 bits.
+_next_ack = itertools.count(-1 - random.getrandbits(52), -1).__next__
 
 
 class _Slot:

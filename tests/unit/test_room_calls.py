@@ -107,6 +107,7 @@ def test_members_of_both_codecs_are_asked_and_told_apart_from_a_call_of_their_ow
         for _ in calls:
             question = client.receive()
             client.answer(question, question["payload"])
+    assert -(2**53) < question["ack"] < 0  # an integer in JavaScript too, and none of the client's own calls
     for number, call in enumerate(calls):
         assert dict(call) == {client.id: number for client in clients}
     clients[0].answer(other, "mine")
