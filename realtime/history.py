@@ -150,8 +150,10 @@ class History:
 
     def entered(self, room: str, client_id: str) -> None:
         """A client of this node joined a room. Parks until this node is current with it, ``SYNC_TIMEOUT`` at most."""
-        if self.rule(room) is None:
+        one = self.log_of(room)
+        if one is None:
             return
+        one.members[client_id] = one.count
         state = self._current.get(room, _UNKNOWN)
         if state is None:
             return
@@ -167,9 +169,13 @@ class History:
                     self._current[room] = None
                 done.set()
 
-    def emptied(self, room: str) -> None:
-        """The last client of this node left a room: the others send nothing of it here any more."""
-        self._current.pop(room, None)
+    def left(self, room: str, client_id: str, *, is_empty: bool) -> None:
+        """A client of this node left a room; after the last one the others send nothing of it here any more."""
+        one = self._logs.get(room)
+        if one is not None:
+            one.members.pop(client_id, None)
+        if is_empty:
+            self._current.pop(room, None)
 
     def _is_needed(self, room: str) -> bool:
         return room in self._current or room in self._fetching

@@ -79,9 +79,9 @@ class Replay:
         if one is None or not one.recover:
             joined = rooms.join(room, connection.id, presence=presence)
             return Recovery(False, "the room is not recoverable", joined=joined)
-        if rooms.contains_here(room, connection.id):
-            return Recovery(True, cursor=one.cursor)
         position = read_cursor(one.tag, since)
+        if rooms.contains_here(room, connection.id):
+            return self._stay(connection, one, position)
         if position is None:
             joined = rooms.join(room, connection.id, presence=presence)
             return Recovery(False, "it is no cursor of this room", cursor=self.cursor(room), joined=joined)
@@ -94,6 +94,14 @@ class Replay:
         with history.held(room, connection.id):
             joined = rooms.join(room, connection.id, presence=presence)
             return self._catch_up(connection, room, one, position, joined)
+
+    def _stay(self, connection: Connection, one: RoomLog, position: Position | None) -> Recovery:
+        """It is in the room already, perhaps put there by a handler before it could say how far it was."""
+        if position is None:
+            return Recovery(False, "it is no cursor of this room", cursor=one.cursor)
+        if one.was_sent(connection.id, one.missed(position, time.time())):
+            return Recovery(True, cursor=one.cursor)
+        return Recovery(False, "it was put into the room before, without a cursor", cursor=one.cursor)
 
     def carry_on(self, connection: Connection, room: str, position: Position) -> Recovery:
         """Send a client that came here with its place in a room what it has missed on the way. Parks.
@@ -118,6 +126,7 @@ class Replay:
             if missed.reason is not None:
                 return Recovery(False, missed.reason, replayed, cursor=one.cursor, joined=joined)
             if not missed.entries:
+                one.members[connection.id] = 0
                 return Recovery(True, None, replayed, cursor=one.cursor, joined=joined)
             replayed += self._send(connection, one, missed.entries, position)
 

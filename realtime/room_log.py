@@ -65,7 +65,9 @@ class RoomLog:
         "_position",
         "_ttl",
         "bytes",
+        "count",
         "entries",
+        "members",
         "origin",
         "recover",
         "room",
@@ -81,6 +83,10 @@ class RoomLog:
         self.entries: deque[Entry] = deque()
         """In the order they came here."""
         self.bytes = 0
+        self.count = 0
+        """Messages that ever came here."""
+        self.members: dict[str, int] = {}
+        """Of each client that was put into the room without a cursor: the count then."""
         self.used_at = now
         self._most = most
         self._most_bytes = most_bytes
@@ -129,6 +135,7 @@ class RoomLog:
         position[origin] = entry.sequence
         self._parts[origin] = f"{origin}{entry.sequence}"
         self.entries.append(entry)
+        self.count += 1
         self.bytes += entry.cost
         self.used_at = now
         while len(self.entries) > self._most or self.bytes > self._most_bytes:
@@ -237,6 +244,14 @@ class RoomLog:
                 return Missed((), "more was missed than the room keeps")
         entries = [entry for entry in self.entries if entry.sequence > position.get(entry.origin, 0)]
         return Missed(entries)
+
+    def was_sent(self, client_id: str, missed: Missed) -> bool:
+        """Tell whether a member got all of what it says it missed since it came into the room."""
+        since = self.members.get(client_id, 0)
+        if missed.reason is not None or not missed.entries:
+            return missed.reason is None
+        first = self.count - len(self.entries) + self.entries.index(missed.entries[0])
+        return first >= since
 
     def walk(self, now: float) -> Iterator[tuple[Entry, Position]]:
         """Iterate over all that is kept, each with the position right after it: not across a switch."""

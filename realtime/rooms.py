@@ -25,8 +25,8 @@ class Keeper(Protocol):
     def entered(self, room: str, client_id: str) -> None:
         """A client of this node is in a room now. May park."""
 
-    def emptied(self, room: str) -> None:
-        """No client of this node is in a room any more."""
+    def left(self, room: str, client_id: str, *, is_empty: bool) -> None:
+        """A client of this node is no longer in a room; ``is_empty``: no client of this node is."""
 
 
 class RoomManager:
@@ -171,8 +171,8 @@ class RoomManager:
         del members[client_id]
         if not members:
             del self._members[room]
-            if self.keeper is not None:
-                self.keeper.emptied(room)
+        if self.keeper is not None and self.rules.keep_history:
+            self.keeper.left(room, client_id, is_empty=not members)
 
     def members(self, room: str, *, scope: str = "cluster") -> list[str]:
         """Return the ids of a room's members; none if unknown.

@@ -191,6 +191,26 @@ def test_who_goes_in_the_middle_of_a_replay_leaves_nothing_behind(
     assert kernel.hub.history._held == {}
 
 
+def test_who_was_put_into_the_room_before_it_could_say_how_far_it_was_is_told_so(
+    kernel: RealtimeKernel, kernel_test: KernelTest
+) -> None:
+    ada = kernel_test.connect()
+    cursor = join(ada)["cursor"]
+    ada.kill()
+    kernel.on("client:connected", lambda message, context, toolkit: toolkit.rooms.join("chat:tea"))
+    kept_up = kernel_test.connect()
+    assert join(kept_up, cursor)["recovered"] is True  # nothing came meanwhile
+    kernel.broadcast({"type": "said", "payload": 1}, "chat:tea")
+    assert join(kept_up, cursor)["recovered"] is True  # it got that
+    late = kernel_test.connect()
+    result = join(late, cursor)
+    assert (result["recovered"], result["replayed"]) == (False, 0)
+    assert "without a cursor" in result["reason"]
+    kernel.broadcast({"type": "said", "payload": 2}, "chat:tea")
+    assert heard(kept_up, 2) == [1, 2]
+    assert heard(late, 1) == [2]
+
+
 # What cannot be recovered --------------------------------------------------------------------------------------
 
 
