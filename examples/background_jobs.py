@@ -81,7 +81,7 @@ def tell_how_it_goes() -> None:
     began = time.monotonic()
     while True:
         board = {**counts, "pages": realtime.presence.list().total, "up": int(time.monotonic() - began)}
-        realtime.broadcast({"type": "board", "payload": board}, overflow="conflate", key="board")
+        realtime.broadcast({"type": "board", "payload": board}, conflate="board")
         gevent.sleep(1)
 
 

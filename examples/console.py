@@ -107,7 +107,7 @@ def room_list(kernel: RealtimeKernel) -> dict[str, Any]:
 
 def tell_rooms(kernel: RealtimeKernel) -> None:
     """Tell everybody which rooms there are. Whoever reads slowly needs only the newest list."""
-    kernel.broadcast({"type": "room:list", "payload": room_list(kernel)}, overflow="conflate", key="room:list")
+    kernel.broadcast({"type": "room:list", "payload": room_list(kernel)}, conflate="room:list")
 
 
 def tell_members(kernel: RealtimeKernel, room: str, who: Context, did: str) -> None:

@@ -159,7 +159,7 @@ def tell_people(name: str) -> None:
     shown = [entry["metadata"] for entry in realtime.presence.list(name)]
     people = {entry["person"]: entry["name"] for entry in shown}  # once, however many pages are open
     listed = [{"person": person, "name": people[person]} for person in sorted(people, key=people.__getitem__)]
-    realtime.broadcast({"type": "room:people", "payload": listed}, name, overflow="conflate", key=f"people:{name}")
+    realtime.broadcast({"type": "room:people", "payload": listed}, name, conflate=f"people:{name}")
 
 
 if __name__ == "__main__":

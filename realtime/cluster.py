@@ -9,14 +9,14 @@ lag behind by a moment. ``realtime.testing.ClusterConformance`` proves an implem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from realtime.codes import CloseCode
 from realtime.errors import ConfigurationError, ConnectionClosed, unknown_client
 from realtime.message import Outbound
 
-__all__ = ["Alone", "Cluster", "ClusterNode", "is_local"]
+__all__ = ["Alone", "Cluster", "ClusterNode", "RoomAnswers", "is_local"]
 
 Entry = dict[str, Any]
 """A client as presence shows it: ``{"id", "metadata", "rooms", "connected_at"}``."""
@@ -53,12 +53,44 @@ class ClusterNode(Protocol):
         So its node could not tell those who share the rooms. Told once; not while this node itself leaves.
         """
 
-    def own_clients(self) -> Iterable[tuple[Entry, str]]:
-        """Return this node's clients, each with the name of its codec: what a cluster that starts later missed."""
+    def call_room(
+        self, room: str, message: Mapping[str, Any], except_ids: Collection[str], timeout: float
+    ) -> Generator[list[tuple[str, Any]], None, list[str]]:
+        """Ask this node's members of a room: yield their answers, as ``RoomAnswers.answered`` takes them, and return
+        who has not answered. Switches greenlets.
+
+        :raises RealtimeError: they cannot be asked this.
+        """
+
+    def own_clients(self) -> Iterable[tuple[Entry, str, str]]:
+        """Return this node's clients, each with the name of its codec and its presence's key: what a cluster that
+        starts later missed."""
+
+    def member_changed(self, room: str, client_id: str) -> None:
+        """A client of another node came into a room or left it, which ``Cluster.is_member`` tells. Never switches.
+
+        To be called for each, also where a whole node goes. To be told too often does no harm.
+        """
+
+    def client_changed(self, client_id: str) -> None:
+        """A client of another node shows other metadata, which ``Cluster.entry`` has. Never switches."""
 
 
 Then = Callable[[Any, Exception | None], None]
 """Told what a node answered, or why there is no answer. Must not wait, nor raise."""
+
+
+class RoomAnswers(Protocol):
+    """Who wants to know what members of a room on other nodes answer. None of these waits."""
+
+    def asked(self, node: str, members: Collection[str]) -> None:
+        """Members on a node are being asked: ``answered`` any number of times and ``ended`` once follow."""
+
+    def answered(self, node: str, answers: Collection[tuple[str, Any]]) -> None:
+        """Clients of a node have answered, each with a result or a CallFailed."""
+
+    def ended(self, node: str, missing: Collection[str] | None) -> None:
+        """No more answers come from a node; ``missing`` did not answer. None: it is not known who was asked there."""
 
 
 class Cluster(ABC):
@@ -75,8 +107,13 @@ class Cluster(ABC):
     # Told: of this node's own clients -----------------------------------------------------------------
 
     @abstractmethod
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
-        """A client connected to this node. ``codec`` names what it speaks: ``"json"`` or ``"msgpack"``."""
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
+        """A client connected to this node. ``codec`` names what it speaks: ``"json"`` or ``"msgpack"``.
+
+        ``key`` is the key of its presence: 1 to 255 characters.
+        """
 
     @abstractmethod
     def client_went(self, client_id: str) -> None:
@@ -115,6 +152,21 @@ class Cluster(ABC):
         """As ``publish``; parks until every node it went to has delivered it, and returns to how many clients.
 
         :raises NotConfirmed: not all of them said so within ``timeout`` seconds; names those that did not.
+        """
+
+    @abstractmethod
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Ask the members of a room on other nodes, which have ``timeout`` seconds; tell ``answers`` what they say.
+
+        :returns: a function after whose call ``answers`` is told nothing more.
+        :raises BadMessage, MessageTooBig: it cannot go to other nodes.
         """
 
     @abstractmethod
@@ -189,11 +241,17 @@ class Cluster(ABC):
     def entry(self, client_id: str) -> Entry | None:
         """Return a copy of the entry of a client of another node; None if there is none."""
 
+    @abstractmethod
+    def key(self, client_id: str) -> str:
+        """Return the key of the presence of a client of another node; ``client_id`` if there is none."""
+
 
 class Alone(Cluster):
     """The cluster of a kernel without one: there are no other nodes."""
 
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
         """Nobody to tell."""
 
     def client_went(self, client_id: str) -> None:
@@ -220,6 +278,17 @@ class Alone(Cluster):
     ) -> int:
         """Nobody is elsewhere, so everybody has confirmed."""
         return 0
+
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Nobody is elsewhere."""
+        return lambda: None
 
     def send(self, client_id: str, message: Outbound) -> bool:
         """Nobody is elsewhere."""
@@ -273,6 +342,10 @@ class Alone(Cluster):
     def entry(self, client_id: str) -> Entry | None:
         """Nobody is elsewhere."""
         return None
+
+    def key(self, client_id: str) -> str:
+        """Nobody is elsewhere."""
+        return client_id
 
 
 def is_local(scope: str) -> bool:

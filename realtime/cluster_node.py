@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any
 
 from realtime import conversation
@@ -13,6 +13,8 @@ from realtime.errors import BadMessage, MessageTooBig, unknown_client
 from realtime.hub import Hub
 from realtime.message import Outbound
 from realtime.outbox import Outbox
+from realtime.room_calls import RoomCall, answers_to_pass_on
+from realtime.threads import HomeThread
 
 __all__ = ["LocalNode"]
 
@@ -122,10 +124,20 @@ class LocalNode(ClusterNode):
         """A client that another node has, this one perhaps, has appeared at a node."""
         self._hub.sessions.moves.arrived(client_id, node)
 
-    def own_clients(self) -> Iterable[tuple[Entry, str]]:
-        """Return this node's clients, each with the name of its codec."""
-        connections = self._hub.connections
-        return [(entry, connections[entry["id"]].wire.codec.name) for entry in self._hub.presence.own()]
+    def own_clients(self) -> Iterable[tuple[Entry, str, str]]:
+        """Return this node's clients, each with the name of its codec and its presence's key."""
+        connections, presence = self._hub.connections, self._hub.presence
+        return [
+            (entry, connections[entry["id"]].wire.codec.name, presence.key(entry["id"])) for entry in presence.own()
+        ]
+
+    def member_changed(self, room: str, client_id: str) -> None:
+        """A client of another node came into a room or left it."""
+        self._hub.live_presence.member_changed(room, client_id)
+
+    def client_changed(self, client_id: str) -> None:
+        """A client of another node shows other metadata."""
+        self._hub.live_presence.client_changed(client_id)
 
     def perform(self, client_id: str, operation: str, arguments: Mapping[str, Any]) -> Any:
         """Do what another node asks for a client of this one. Switches greenlets.
@@ -150,6 +162,14 @@ class LocalNode(ClusterNode):
             raise BadMessage(f"no operation {operation!r} of a node; there are {', '.join(self._own_operations)}")
         return function(arguments)
 
+    def call_room(
+        self, room: str, message: Mapping[str, Any], except_ids: Collection[str], timeout: float
+    ) -> Generator[list[tuple[str, Any]], None, list[str]]:
+        """Ask this node's members of a room, for another node: see ``answers_to_pass_on``. Switches greenlets."""
+        call = RoomCall(self._hub, HomeThread(), timeout)
+        call.ask(room, message, except_ids, elsewhere=False)
+        return answers_to_pass_on(call)
+
     def _call(self, connection: Connection, arguments: Mapping[str, Any]) -> Any:
         return conversation.call(self._hub, connection, arguments["message"], arguments["timeout"])
 
@@ -161,7 +181,7 @@ class LocalNode(ClusterNode):
         return connection.outbox.wait_for_room(self._hub.limits.park_timeout)
 
     def _join(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
-        return self._hub.rooms.join(arguments["room"], connection.id)
+        return self._hub.rooms.join(arguments["room"], connection.id, presence=arguments.get("presence"))
 
     def _leave(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
         return self._hub.rooms.leave(arguments["room"], connection.id)

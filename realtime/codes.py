@@ -67,6 +67,7 @@ class ErrorCode:
     MESSAGE_TOO_BIG = "message_too_big"  # larger than the receiver's whole outbox
     RATE_LIMITED = "rate_limited"  # for applications and middleware that count
     INBOX_FULL = "inbox_full"  # too much arrived while a handler waited for this client
+    LANE_FULL = "lane_full"  # too many messages wait for the same lane: Limits.lane
     CANCELLED = "cancelled"  # the client wanted no more of a streamed answer (system:cancel)
     TIMEOUT = "timeout"  # a handler's call() or wait_for() was not answered in time
     INTERNAL = "internal_error"  # a handler failed; the details are in the server's log

@@ -53,7 +53,7 @@ class Limits:
 
     outbox: int = 1 * MiB
     """Bytes that wait for one client beside what its socket has taken. A message that does not fit meets
-    its overflow policy: close with 4008 (default), drop the oldest, or conflate."""
+    its overflow policy: close with 4008 (default), drop the oldest, or itself: see ``realtime.delivery``."""
 
     park_above: float = 0.75
     """Share of ``outbox`` above which ``send`` and ``reply`` park the handler and a broadcast stalls."""
@@ -82,6 +82,10 @@ class Limits:
     """``concurrent=True`` handlers of one client that run at once; further ones wait in the inbox. With 1 all
     run in line."""
 
+    lane: int = 1000
+    """Messages that wait for one lane (``kernel.on(..., serial=...)``), each of another client but for concurrent
+    ones. Past it further ones are answered ``lane_full``: who is behind so many waits too long anyway."""
+
     threads: int = 16
     """Native threads for ``threadpool=True`` handlers; further ones wait for a free one. Ten is gevent's own
     default; these wait more than they compute."""
@@ -100,6 +104,13 @@ class Limits:
 
     presence_listed: int = 100
     """Members ``presence.list()`` shows unless told otherwise; ``.total`` always counts all."""
+
+    presence_quiet: float = 0.05
+    """From a change in a room to the ``presence:diff`` that tells it, where none was sent lately: what comes together
+    is told together."""
+
+    presence_busy: float = 1.5
+    """Between two ``presence:diff`` of a room (Phoenix's tracker broadcasts every 1.5 s)."""
 
     presence_metadata: int = 4 * KiB
     """Bytes, as JSON, of the metadata of a client that changes its presence by itself (``system:presence``)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -10,21 +11,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from gevent.event import AsyncResult
-
 from realtime.config import Heartbeat
 from realtime.message import JSON, Message, Wire
 
 if TYPE_CHECKING:
-    from realtime.conversation import Waiter
+    from realtime.conversation import Answer, Waiter
     from realtime.dispatch import Stream
     from realtime.outbox import Outbox
     from realtime.sessions import Line
 
-__all__ = ["Admission", "Connection", "Context", "RemoteClient"]
+__all__ = ["Admission", "Connection", "Context", "RemoteClient", "next_arrival"]
 
 PLAIN_JSON = Wire(JSON, bytes, bytes)
-_NOTHING_WAITS: deque[tuple[Message, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
+_NOTHING_WAITS: deque[tuple[Message, int, int]] = deque(maxlen=0)  # shared by idle connections: a deque takes 600 bytes
+
+
+next_arrival = itertools.count(1).__next__
+"""Numbers all messages in the order they arrived at this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +183,7 @@ class Connection(ABC):
         self.connected_at = time.time()
         self.context = Context(self)
         # what follows belongs to the hub
-        self.inbox: deque[tuple[Message, int]] = _NOTHING_WAITS  # with the bytes each came in
+        self.inbox: deque[tuple[Message, int, int]] = _NOTHING_WAITS  # with the bytes each came in, and its arrival
         self.inbox_bytes = 0
         self.busy = False  # a worker has this connection's inbox, or will
         self.paused = False  # reading stopped because the inbox is full
@@ -190,7 +193,7 @@ class Connection(ABC):
         self.leaving = False  # its transport knows that only what a socket holds can still come
         self.concurrent = 0  # handlers running beside the inbox
         self.waiters: list[Waiter] | None = None
-        self.calls: dict[int, AsyncResult[Any]] | None = None
+        self.calls: dict[int, Answer] | None = None
         self.streams: dict[str | int, Stream] | None = None  # under way, by ack
         self.answers = 0  # ids given to calls so far
         self.last_rooms: Sequence[str] | None = None
@@ -207,12 +210,12 @@ class Connection(ABC):
         """Append to the inbox a message that came in ``size`` bytes."""
         if self.inbox is _NOTHING_WAITS:
             self.inbox = deque()
-        self.inbox.append((message, size))
+        self.inbox.append((message, size, next_arrival()))
         self.inbox_bytes += size
 
     def dequeue(self, index: int = 0) -> Message:
         """Take a message out of the inbox, the first if not told otherwise."""
-        message, size = self.inbox.popleft() if index == 0 else self.inbox[index]
+        message, size, _ = self.inbox.popleft() if index == 0 else self.inbox[index]
         if index:
             del self.inbox[index]
         self.inbox_bytes -= size

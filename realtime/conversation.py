@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 from gevent.event import AsyncResult
@@ -17,12 +17,22 @@ from realtime.message import Message
 if TYPE_CHECKING:
     from realtime.hub import Hub
 
-__all__ = ["Waiter", "call", "give_up", "moved", "take_answer", "wait_for"]
+__all__ = ["Answer", "Waiter", "call", "give_up", "moved", "take_answer", "wait_for"]
 
 
 def moved() -> ConnectionClosed:
     """Return what to raise where a handler waits for the messages of a client that sends them to another node."""
     return ConnectionClosed(CloseCode.REPLACED, "the client has moved to another node")
+
+
+class Answer(Protocol):
+    """What waits for a client's answer, such as an AsyncResult."""
+
+    def set(self, result: Any, /) -> None:
+        """It is there."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """There will be none: CallFailed if the client refused, ConnectionClosed if it went away."""
 
 
 class Waiter:
@@ -63,7 +73,8 @@ def call(hub: Hub, connection: Connection, message: Mapping[str, Any] | Message,
     if connection.calls is None:
         connection.calls = {}
     timer = gevent.Timeout.start_new(timeout)  # first: it complains of what is no time
-    answer = connection.calls[ack] = AsyncResult()
+    answer: AsyncResult[Any] = AsyncResult()
+    connection.calls[ack] = answer
     hub.resume_if_room(connection)
     try:
         hub.deliver(connection, outbound)
@@ -109,7 +120,7 @@ def wait_for(hub: Hub, connection: Connection, event: str, timeout: float | None
     :raises ConnectionClosed: the client went away.
     """
     waiter = Waiter(event)
-    for index, (message, _) in enumerate(connection.inbox):
+    for index, (message, *_) in enumerate(connection.inbox):
         if not is_reserved(message.type) and waiter.takes(message):
             connection.dequeue(index)
             hub.resume_if_room(connection)

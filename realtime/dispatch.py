@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,8 @@ class Dispatcher:
         self._debug = debug
         self._hub = Hub(limits, self)
         self.replay = Replay(self._hub)
-        requests = ClientRequests(self._hub.rooms, self._hub.presence, self.replay, limits)
+        hub = self._hub
+        requests = ClientRequests(hub.rooms, hub.presence, hub.live_presence, self.replay, limits)
         for event, handler in requests.handlers.items():
             self.router.add(event, handler)
         self._pool: ThreadPool | None = None
@@ -118,6 +119,16 @@ class Dispatcher:
         route = self.router.resolve(message.type)
         return route is not None and route.concurrent
 
+    def lane_key(self, connection: Connection, message: Message) -> Hashable:
+        """Return the key of the lane that a message goes through, None for none. Raises what the key function does."""
+        if message.type in LIFECYCLE or message.type.startswith("mesh:"):
+            return None
+        route = self.router.resolve(message.type)
+        if route is None or route.serial is None:
+            return None
+        key_of, message.params = route.serial
+        return key_of(message, connection.context)
+
     def handle(self, connection: Connection, message: Message) -> None:
         """Run a message through middleware and handlers, and answer it.
 
@@ -141,7 +152,7 @@ class Dispatcher:
                 self._acknowledge(connection, message, result)
         except BaseException as error:
             self._raise_if_ending(error)
-            self._answer_failure(connection, message, error)
+            self.answer_failure(connection, message, error)
 
     def _acknowledge(self, connection: Connection, message: Message, result: Any) -> None:
         """Answer a message that asked for it. Parks and raises as ``Hub.deliver`` does."""
@@ -187,7 +198,7 @@ class Dispatcher:
             except BaseException as error:
                 self._raise_if_ending(error)
                 copy.ack = None  # its message is answered by the handlers in line
-                self._answer_failure(connection, copy, error)
+                self.answer_failure(connection, copy, error)
 
         return self._hub.run_beside(connection, run)
 
@@ -273,7 +284,7 @@ class Dispatcher:
             stream.cancel()
         return stream is not None
 
-    def _answer_failure(self, connection: Connection, message: Message, error: BaseException) -> None:
+    def answer_failure(self, connection: Connection, message: Message, error: BaseException) -> None:
         """Tell the client what went wrong with its message: as much of it as is its business."""
         details = f"{type(error).__name__}: {error}" if self._debug else None
         if isinstance(error, Reject):
@@ -329,6 +340,6 @@ class Dispatcher:
             self._raise_if_ending(error)
             if isinstance(error, (ConnectionClosed, gevent.Timeout)):
                 raise
-            self._answer_failure(connection, message, error)
+            self.answer_failure(connection, message, error)
             return False
         return passed

@@ -26,7 +26,7 @@ from realtime.message import CODECS, JSON, MSGPACK, Mark, Outbound, Stamped
 from realtime.room_log import LOG_COST, Entry, RoomLog
 from realtime.room_rules import RoomRule, RoomRules
 
-__all__ = ["Delivery", "History", "kept_message"]
+__all__ = ["Addressed", "History", "kept_message"]
 
 log = logging.getLogger("realtime.history")
 
@@ -35,7 +35,7 @@ SWEEP = 1.0  # seconds between looks for what has expired
 SHARED_BYTES = 512 * 1024  # bytes of entries in one answer to another node
 AFTER_OVERFLOW = 0.9  # of Limits.history that is kept where it was full: not to look at all rooms for each message
 
-Delivery = tuple[Outbound, Collection[str]]
+Addressed = tuple[Outbound, Collection[str]]
 """A message, and whom to leave out."""
 
 
@@ -191,16 +191,16 @@ class History:
 
     # Messages ------------------------------------------------------------------------------------------
 
-    def publish(self, room: str, message: Outbound, except_ids: Collection[str]) -> Delivery:
+    def publish(self, room: str, message: Outbound, except_ids: Collection[str]) -> Addressed:
         """Keep a message for a room that keeps its history; return what goes to the members here.
 
-        ``message`` gets the mark by which other nodes know it.
+        ``message`` gets the mark by which other nodes know it. One that is volatile is not kept.
 
         :raises BadMessage: it cannot be encoded.
         """
         one = self.log_of(room)
-        if one is None:
-            return message, except_ids
+        if one is None or message.volatile:
+            return message, except_ids if one is None else self.without_held(room, except_ids)
         codec = MSGPACK if self._has_msgpack() else JSON
         body = message.encoded(codec)
         now = time.time()
@@ -236,7 +236,7 @@ class History:
             else:
                 heappop(heap)
 
-    def receive(self, room: str, message: Outbound, except_ids: Collection[str]) -> Iterable[Delivery]:
+    def receive(self, room: str, message: Outbound, except_ids: Collection[str]) -> Iterable[Addressed]:
         """Take a message that another node published; return what is to be delivered to the members here, in order.
 
         Nothing, if messages before it are missing: then it is delivered after those were fetched.
@@ -258,9 +258,9 @@ class History:
             return [(_stamped(one, message), self.without_held(room, except_ids))]
         return self._deliveries(room, one, taken, before)
 
-    def _deliveries(self, room: str, one: RoomLog, entries: Iterable[Entry], position: Position) -> list[Delivery]:
+    def _deliveries(self, room: str, one: RoomLog, entries: Iterable[Entry], position: Position) -> list[Addressed]:
         """Return entries as what is to be delivered. ``position``: before the first of them."""
-        deliveries: list[Delivery] = []
+        deliveries: list[Addressed] = []
         for entry in entries:
             position[entry.origin] = entry.sequence
             outbound = kept_message(one, entry, position)

@@ -20,6 +20,7 @@ from realtime.cluster import Alone, Cluster
 from realtime.codes import CloseCode, ErrorCode
 from realtime.config import Limits, MiB
 from realtime.connection import Connection, Context
+from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from
 from realtime.errors import (
     BadMessage,
     ConfigurationError,
@@ -29,9 +30,12 @@ from realtime.errors import (
 )
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
 from realtime.history import History
-from realtime.message import MSGPACK, Codec, Droppable, Message, Outbound, Wire
+from realtime.lanes import WAITING, Lanes, LaneUser, Turn
+from realtime.live_presence import LivePresence
+from realtime.message import MSGPACK, Codec, Message, Outbound, Wire
 from realtime.outbox import Flusher, Outbox, stall
 from realtime.presence import PresenceStore
+from realtime.presence_diff import key_of
 from realtime.rooms import RoomManager
 from realtime.session_wire import read_wish
 from realtime.sessions import Sessions
@@ -48,7 +52,7 @@ def _always(outbox: Outbox) -> bool:
     return True
 
 
-class HubUser(Protocol):
+class HubUser(LaneUser, Protocol):
     """What the hub asks of the kernel that owns it."""
 
     def handle(self, connection: Connection, message: Message) -> None:
@@ -92,6 +96,7 @@ class Hub:
         not tell those who share them. Must not wait."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
+        self.live_presence = self.rooms.watch = self.presence.watch = LivePresence(self)
         self.cluster: Cluster = Alone()
         """The other nodes."""
         self.history = self.rooms.keeper = History(
@@ -104,6 +109,7 @@ class Hub:
         )
         self.sessions = Sessions(self)
         self._user = user
+        self._lanes: Lanes | None = None  # until a handler wants one
         self._workers: Workers | None = None
         self._flusher: Flusher | None = None
 
@@ -124,6 +130,15 @@ class Hub:
         """Tell whether an event has handlers."""
         return self._user.wants(event)
 
+    def open_lanes(self) -> None:
+        """A handler wants its messages one at a time: from now on each is asked for its lane."""
+        if self._lanes is None:
+            self._lanes = Lanes(self, self._user, self._take_turn)
+
+    def lane_stats(self) -> dict[str, Any]:
+        """Return how many lanes are held, and how many messages wait for one."""
+        return self._lanes.stats() if self._lanes is not None else {"held": 0, "waiting": 0}
+
     # Lifecycle -----------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -142,6 +157,8 @@ class Hub:
         if self._workers is not None:
             self._workers.stop(timeout)
             self._workers = self._flusher = None
+        if self._lanes is not None:
+            self._lanes.clear()
 
     @property
     def workers(self) -> Workers:
@@ -166,14 +183,18 @@ class Hub:
         connection._rooms_for = self.rooms.rooms_for
         self.connections[connection.id] = connection
         self._codecs[connection.wire.codec] += 1
-        self.presence.add(connection.id, connection.metadata, connection.connected_at)
-        self.cluster.client_came(
-            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
-        )
+        self._show(connection)
         self.counters["connected"] += 1
         if self._user.wants(CLIENT_CONNECTED):
             connection.greeting = True
             self.receive_event(connection, Message(CLIENT_CONNECTED, {"transport": connection.transport}))
+
+    def _show(self, connection: Connection) -> None:
+        key = key_of(connection.identity, connection.id)
+        self.presence.add(connection.id, connection.metadata, connection.connected_at, key)
+        self.cluster.client_came(
+            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name, key
+        )
 
     def receive(self, connection: Connection, data: bytes | Mapping[str, Any]) -> None:
         """A client sent a message: its payload bytes, or an object from a transport that has no bytes.
@@ -291,10 +312,7 @@ class Hub:
         connection._rooms_for = self.rooms.rooms_for
         self.connections[connection.id] = connection
         self._speaks(connection.wire.codec, 1)
-        self.presence.add(connection.id, connection.metadata, connection.connected_at)
-        self.cluster.client_came(
-            connection.id, connection.metadata, connection.connected_at, connection.wire.codec.name
-        )
+        self._show(connection)
         for room in rooms:
             self.rooms.adopt(room, connection.id)
 
@@ -357,7 +375,25 @@ class Hub:
     def _schedule(self, connection: Connection) -> None:
         if not connection.busy:
             connection.busy = True
-            self.workers.submit(partial(self._serve, connection))
+            if self._lanes is None:
+                self.workers.submit(partial(self._serve, connection))
+            else:
+                self._go_on(connection, None)
+
+    def _go_on(self, connection: Connection, turn: Turn | None) -> None:
+        """Have a worker handle what waits in a client's inbox, once the first of it has its turn in its lane."""
+        if self._lanes is not None:
+            turn = self._lanes.admit(connection, turn)
+            if turn is WAITING:
+                return
+        if connection.inbox:
+            self.workers.submit(partial(self._serve, connection, turn))
+        else:
+            connection.busy = False
+
+    def _take_turn(self, connection: Connection, turn: Turn) -> None:
+        """A client's first message has waited for its turn, and has it now."""
+        self.workers.submit(partial(self._serve, connection, turn))
 
     def put_back(self, connection: Connection, message: Message) -> None:
         """Put a message that was taken out of line back at its head."""
@@ -365,33 +401,41 @@ class Hub:
         connection.inbox.rotate(1)
         self._schedule(connection)
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, turn: Turn | None = None) -> None:
         """In a worker: handle what waits in a client's inbox, a few at a time so that others get a turn."""
         user = self._user
+        lanes = self._lanes
         inbox = connection.inbox
         try:
             for _ in range(READ_AHEAD):
+                if lanes is not None:
+                    turn = lanes.admit(connection, turn)
+                    if turn is WAITING:
+                        break
                 if not inbox:
                     break
                 message = connection.dequeue()
-                if not user.is_concurrent(message) or not self._start_beside(connection, message):
+                if turn or not user.is_concurrent(message) or not self._start_beside(connection, message):
                     user.handle(connection, message)
                 if message.type == CLIENT_CONNECTED:
                     connection.greeting = False
                 if connection.paused:
                     self.resume_if_room(connection)
         finally:
-            if inbox:
-                self.workers.submit(partial(self._serve, connection))
-            else:
+            if not inbox and turn is None:
                 connection.busy = False
+            elif turn is not WAITING:
+                self._go_on(connection, turn)
 
     def _start_beside(self, connection: Connection, message: Message) -> bool:
         """Handle a message whose handlers all are ``concurrent=True`` now, in a worker of its own.
 
         False if that would leave none of ``Limits.concurrent`` for the one in line: then it waits its turn.
         """
-        return self.run_beside(connection, partial(self._user.handle, connection, message))
+        job = partial(self._user.handle, connection, message)
+        if self._lanes is not None:
+            return self._lanes.start_beside(connection, message, job)
+        return self.run_beside(connection, job)
 
     def run_beside(self, connection: Connection, job: Callable[[], None]) -> bool:
         """Run a job beside the client's messages, in a worker; False if enough of them do."""
@@ -451,7 +495,7 @@ class Hub:
         if not isinstance(ack, (str, int)) or isinstance(ack, bool):
             self._refuse(connection, 'a cancellation is {"ack": id} with the id of what was asked', message.ack)
             return
-        for index, (waiting, _) in enumerate(connection.inbox):
+        for index, (waiting, *_) in enumerate(connection.inbox):
             if waiting.ack == ack:
                 connection.dequeue(index)
                 self.resume_if_room(connection)
@@ -497,9 +541,22 @@ class Hub:
 
     # Delivery ----------------------------------------------------------------------------------------
 
-    def outbound(self, message: Mapping[str, Any] | Message, **options: Any) -> Outbound:
-        """Stamp a message with the time. Raises BadMessage."""
-        return Outbound(message, int(time.time() * 1000), **options)
+    def outbound(
+        self,
+        message: Mapping[str, Any] | Message,
+        options: DeliveryOptions = NO_OPTIONS,
+        *,
+        room: str | None = None,
+        ack: str | int | None = None,
+    ) -> Outbound:
+        """Stamp a message with the time. Raises BadMessage, and TypeError for an unknown delivery option."""
+        now = int(time.time() * 1000)
+        if not options:
+            return Outbound(message, now, room=room, ack=ack)
+        delivery = delivery_from(options)
+        ttl = delivery.ttl if delivery is not None else None
+        expires = time.monotonic() + ttl if ttl is not None else None
+        return Outbound(message, now, room=room, ack=ack, delivery=delivery, expires=expires)
 
     def put(self, connection: Connection, outbound: Outbound) -> None:
         """Put into one outbox without waiting: where it does not fit, its policy decides.
@@ -507,8 +564,8 @@ class Hub:
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         frame = self._finished(outbound, connection.wire)
-        self.counters["sent"] += 1
-        connection.outbox.put(frame)
+        if connection.outbox.put(frame):
+            self.counters["sent"] += 1
 
     def send_error(
         self,
@@ -551,12 +608,12 @@ class Hub:
             raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
         outbox = connection.outbox
         frame = self._finished(outbound, connection.wire)
-        if not outbox.has_room(len(frame)) and not isinstance(frame, Droppable):
+        if not outbox.has_room(len(frame)) and not outbound.may_drop:
             outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
             if connection.closed:
                 raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
-        self.counters["sent"] += 1
-        outbox.put(frame)
+        if outbox.put(frame):
+            self.counters["sent"] += 1
 
     def _deliver_to_full(
         self, full: list[tuple[Outbox, bytes]], deadline: float, waits_for: Callable[[Outbox], bool]
@@ -580,7 +637,8 @@ class Hub:
         """Put one message into many outboxes; return to how many clients it went.
 
         Where members are above the high-water mark the caller stalls, at most ``Limits.stall`` in all, so
-        that a fast publisher cannot cut healthy members off: only then does this switch.
+        that a fast publisher cannot cut healthy members off: only then, and for no volatile message, does this
+        switch.
 
         :param waits_for: tells of an outbox that is above it whether to stall for it.
         :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
@@ -603,14 +661,14 @@ class Hub:
                 wire = connection.wire
                 frame = self._finished(outbound, wire)
             outbox = connection.outbox
-            if outbox.size + len(frame) > self.limits.outbox and not isinstance(frame, Droppable):
+            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop:
                 full.append((outbox, frame))
                 continue
-            outbox.put(frame)
-            count += 1
+            if outbox.put(frame):
+                count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
-        crowded = [outbox for outbox in crowded if waits_for(outbox)]
+        crowded = [] if outbound.volatile else [outbox for outbox in crowded if waits_for(outbox)]
         if full or crowded:
             self.counters["stalls"] += 1
             deadline = time.perf_counter() + self.limits.stall  # for both kinds together

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import gevent
 from gevent.event import Event
@@ -25,11 +25,17 @@ from realtime.hub import Hub
 from realtime.message import Message
 from realtime.presence import PresenceStore
 from realtime.recovery import HistoryPage, Recovery
+from realtime.room_calls import RoomCall
 from realtime.rooms import RoomManager
-from realtime.routing import HandlerFunction, check_event, check_function
+from realtime.routing import HandlerFunction, LaneKey, check_event, check_function
 from realtime.threads import HomeThread, on_home_thread
 from realtime.toolkit import Sendable
 from realtime.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+    from realtime.delivery import DeliveryOptions
 
 __all__ = ["RealtimeKernel", "Service", "TransportLike"]
 
@@ -123,6 +129,7 @@ class RealtimeKernel:
         self._home.guard(self._hub.presence, ("list", "get", "update"))
         self._router = self._dispatcher.router
         self._transports: list[TransportLike] = []
+        self._own: tuple[Service, ...] = (self._hub.live_presence,)  # start before all others, and stop after them
         self._services: list[Service] = []
         self._watchdog = Watchdog(self.limits.blocked_loop)
         self._state = State.STOPPED
@@ -200,15 +207,35 @@ class RealtimeKernel:
         self._services.append(service)
 
     @overload
-    def on(self, event: str, handler: F, *, concurrent: bool = ..., threadpool: bool = ...) -> F: ...
+    def on(
+        self,
+        event: str,
+        handler: F,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
+    ) -> F: ...
 
     @overload
     def on(
-        self, event: str, handler: None = ..., *, concurrent: bool = ..., threadpool: bool = ...
+        self,
+        event: str,
+        handler: None = ...,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
     ) -> Callable[[F], F]: ...
 
     def on(
-        self, event: str, handler: F | None = None, *, concurrent: bool = False, threadpool: bool = False
+        self,
+        event: str,
+        handler: F | None = None,
+        *,
+        concurrent: bool = False,
+        threadpool: bool = False,
+        serial: str | LaneKey | None = None,
     ) -> F | Callable[[F], F]:
         """Register a handler, as a call or as a decorator.
 
@@ -217,13 +244,18 @@ class RealtimeKernel:
         :param handler: a plain function ``(message, context, toolkit)``; it may block its own greenlet.
         :param concurrent: messages it handles do not wait for the client's earlier ones.
         :param threadpool: run it in a native thread, for code that blocks without gevent's knowledge.
+        :param serial: ``"room"``: its messages are handled one at a time per room, whichever client of this node
+            sends them; or a function ``(message, context)`` that returns any key instead of the room, or None, and
+            must not wait. Handlers with equal keys share a lane: see :mod:`realtime.lanes`.
         :raises ConfigurationError: a name or function that cannot be registered.
         """
 
         check_event(event)
 
         def register(function: F) -> F:
-            self._router.on(event, function, concurrent=concurrent, threadpool=threadpool)
+            self._router.on(event, function, concurrent=concurrent, threadpool=threadpool, serial=serial)
+            if serial is not None:
+                self._hub.open_lanes()
             return function
 
         return register if handler is None else register(handler)
@@ -272,7 +304,7 @@ class RealtimeKernel:
         started: list[TransportLike | Service] = []
         try:
             nodes_first = sorted(self._transports, key=lambda one: not getattr(one, "joins_nodes", False))
-            for part in (*self._services, *nodes_first):
+            for part in (*self._own, *self._services, *nodes_first):
                 started.append(part)
                 part.on_start()
                 if not self.running:
@@ -347,7 +379,7 @@ class RealtimeKernel:
             self._shut_down()
 
     def _stop_services(self) -> None:
-        for service in reversed(self._services):
+        for service in reversed((*self._own, *self._services)):
             try:
                 service.on_stop()
             except Exception:  # the others and the kernel must stop all the same
@@ -363,29 +395,28 @@ class RealtimeKernel:
     # Reaching clients ------------------------------------------------------------------------------
 
     @on_home_thread
-    def send(self, client_id: str, message: Sendable, *, overflow: str = "close", key: str | None = None) -> None:
+    def send(self, client_id: str, message: Sendable, **delivery: Unpack[DeliveryOptions]) -> None:
         """Send to one client; parks this greenlet up to 1 s while the client's outbox is crowded.
 
-        :param overflow: if it does not fit into the outbox: ``"close"`` the connection with 4008,
-            ``"drop_oldest"`` of the droppable messages that wait, or ``"conflate"``: only the newest
-            message of ``key`` waits at any time.
+        :param delivery: what may become of it while it waits: ``overflow``, ``volatile``, ``conflate``, ``ttl``,
+            see :class:`~realtime.delivery.DeliveryOptions`. One that may be dropped does not park.
         :raises UnknownClient: no such client is connected.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         connection = self._hub.connections.get(client_id)
         if connection is not None:
-            self._send_to(connection, message, overflow, key)
-        elif not self._hub.cluster.send(client_id, self._hub.outbound(message, overflow=overflow, key=key)):
+            self._send_to(connection, message, delivery)
+        elif not self._hub.cluster.send(client_id, self._hub.outbound(message, delivery)):
             raise unknown_client(client_id)
 
     @on_home_thread
-    def _send_to(self, connection: Connection, message: Sendable, overflow: str, key: str | None) -> None:
-        self._hub.deliver(connection, self._hub.outbound(message, overflow=overflow, key=key))
+    def _send_to(self, connection: Connection, message: Sendable, delivery: DeliveryOptions) -> None:
+        self._hub.deliver(connection, self._hub.outbound(message, delivery))
 
     @on_home_thread
-    def _send_to_each(self, client_ids: Sequence[str], message: Sendable, overflow: str, key: str | None) -> None:
+    def _send_to_each(self, client_ids: Sequence[str], message: Sendable, delivery: DeliveryOptions) -> None:
         hub = self._hub
-        outbound = hub.outbound(message, overflow=overflow, key=key)
+        outbound = hub.outbound(message, delivery)
         for client_id in client_ids:
             if client_id not in hub.connections and not hub.cluster.has(client_id):
                 raise unknown_client(client_id)
@@ -408,29 +439,27 @@ class RealtimeKernel:
         room: str | None = None,
         *,
         except_ids: Collection[str] = (),
-        overflow: str = "close",
-        key: str | None = None,
         confirm: bool = False,
         timeout: float | None = None,
+        **delivery: Unpack[DeliveryOptions],
     ) -> int:
         """Send to every member of a room, or to every client, on all nodes; return to how many, as far as known.
 
         Where members' outboxes are crowded the caller stalls, 5 ms at most: only then does this switch.
 
-        :param confirm: park until every other node with members has put it into their outboxes.
+        :param confirm: park until every other node with members has put it into their outboxes: what the members
+            themselves say to it is asked with ``call_room``.
         :param timeout: seconds that may take, ``Limits.ack_timeout`` (10) if not given.
+        :param delivery: see ``send``.
         :raises BadRoom: no name of a room.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         :raises NotConfirmed: ``confirm``, and some nodes did not in time; ``.nodes`` names them.
         """
         hub = self._hub
-        if isinstance(except_ids, str):
-            except_ids = (except_ids,)
-        elif not isinstance(except_ids, Collection):
-            except_ids = tuple(except_ids)
+        except_ids = _ids(except_ids)
         if room is not None:
             hub.rooms.check_name(room)
-        outbound = hub.outbound(message, room=room, overflow=overflow, key=key)
+        outbound = hub.outbound(message, delivery, room=room)
         if room is None:
             count = hub.deliver_to(hub.connections, outbound, except_ids)
         else:
@@ -447,13 +476,12 @@ class RealtimeKernel:
         message: Sendable,
         wanted: Callable[[Context], bool] | None,
         skip: Collection[str],
-        overflow: str,
-        key: str | None,
+        delivery: DeliveryOptions,
     ) -> int:
         if wanted is None:
-            return self.broadcast(message, except_ids=skip, overflow=overflow, key=key)
+            return self.broadcast(message, except_ids=skip, **delivery)
         hub = self._hub
-        outbound = hub.outbound(message, overflow=overflow, key=key)
+        outbound = hub.outbound(message, delivery)
         chosen = [id_ for id_, connection in tuple(hub.connections.items()) if wanted(connection.context)]
         count = hub.deliver_to(chosen, outbound, skip)
         for client_id in tuple(hub.cluster.clients()):
@@ -474,6 +502,29 @@ class RealtimeKernel:
         if connection is None:
             return self._hub.cluster.ask(client_id, "call", {"message": message, "timeout": seconds}, seconds)
         return conversation.call(self._hub, connection, message, seconds)
+
+    @on_home_thread
+    def call_room(
+        self,
+        room: str,
+        message: Sendable,
+        *,
+        timeout: float | None = None,
+        except_ids: Collection[str] = (),
+    ) -> RoomCall:
+        """Ask every member of a room, on all nodes, and iterate over ``(client_id, result)`` as answers come.
+
+        The message is sent at once, and may stall as a broadcast does. See :class:`~realtime.room_calls.RoomCall`:
+        ``missing`` of what is returned tells who has not answered.
+
+        :param timeout: seconds until it ends, ``Limits.ack_timeout`` (10) if not given.
+        :raises BadRoom: no name of a room.
+        :raises MessageTooBig, BadMessage: it cannot be sent.
+        """
+        self._hub.rooms.check_name(room)
+        call = RoomCall(self._hub, self._home, self.limits.ack_timeout if timeout is None else timeout)
+        call.ask(room, message, frozenset(_ids(except_ids)), elsewhere=True)
+        return call
 
     @on_home_thread
     def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, *, reason: str = "") -> None:
@@ -506,16 +557,18 @@ class RealtimeKernel:
             "sessions": hub.sessions.stats(),
             "workers": hub.workers.count if self.running else 0,
             "busy_workers": hub.workers.busy if self.running else 0,
+            "lanes": hub.lane_stats(),
             "blocked_loops": self._watchdog.count,
             "counters": dict(hub.counters),
             "transports": [transport.stats() for transport in self._transports],
             "history": hub.history.stats(),
+            "presence": hub.live_presence.stats(),
             "services": [service.stats() for service in self._services],
         }
 
     @on_home_thread
-    def _recover(self, connection: Connection, room: str, since: object) -> Recovery:
-        return self._dispatcher.replay.join(connection, room, since)
+    def _recover(self, connection: Connection, room: str, since: object, presence: bool | None) -> Recovery:
+        return self._dispatcher.replay.join(connection, room, since, presence)
 
     @on_home_thread
     def _history(self, room: str, limit: int, since: str | None) -> HistoryPage:
@@ -524,3 +577,10 @@ class RealtimeKernel:
     @on_home_thread
     def _wait_for(self, connection: Connection, event: str, timeout: float | None) -> Message:
         return self._dispatcher.wait_for(connection, event, timeout)
+
+
+def _ids(given: Collection[str] | str) -> Collection[str]:
+    """Take also a single id, and what can only be iterated over."""
+    if isinstance(given, str):
+        return (given,)
+    return given if isinstance(given, Collection) else tuple(given)

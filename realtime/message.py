@@ -14,21 +14,10 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgpack
 import msgspec
 
+from realtime.delivery import Delivery, Perishable
 from realtime.errors import BadMessage
 
-__all__ = [
-    "CODECS",
-    "JSON",
-    "MSGPACK",
-    "Codec",
-    "Droppable",
-    "Mark",
-    "Message",
-    "Outbound",
-    "Stamped",
-    "Wire",
-    "check_overflow",
-]
+__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "Mark", "Message", "Outbound", "Stamped", "Wire"]
 
 TYPE_LENGTH = 255  # characters of a type and of an ack id
 MSGPACK_SUBPROTOCOL = "realtime.msgpack.v1"
@@ -273,12 +262,6 @@ class Wire:
         self.unfinish = unfinish
 
 
-class Droppable(bytes):
-    """A finished frame that an outbox may drop; with a ``key``, one that the next of its key replaces."""
-
-    key: str | None = None
-
-
 class Mark(NamedTuple):
     """Which message of a room it is: the ``sequence``-th of an ``origin``, published ``at`` so many seconds."""
 
@@ -287,16 +270,7 @@ class Mark(NamedTuple):
     at: float
 
 
-_OVERFLOWS = ("close", "drop_oldest", "conflate")
 _KEYS = frozenset(("type", "payload", "room", "timestamp"))
-
-
-def check_overflow(overflow: str, key: str | None) -> None:
-    """Raise BadMessage unless ``overflow`` and ``key`` make one of the three policies."""
-    if overflow not in _OVERFLOWS:
-        raise BadMessage(f"overflow={overflow!r}: must be one of {', '.join(map(repr, _OVERFLOWS))}")
-    if (overflow == "conflate") != (key is not None):
-        raise BadMessage("overflow='conflate' goes with key='...', and key with nothing else")
 
 
 class Outbound:
@@ -306,13 +280,12 @@ class Outbound:
     :param timestamp: milliseconds since the epoch.
     :param room: the room it goes to, which wins over the message's own.
     :param ack: set by ``call``: the id the client's answer must carry.
-    :param overflow: what happens where it does not fit into an outbox: ``"close"`` the connection with
-        4008; ``"drop_oldest"`` of the droppable messages that wait; ``"conflate"``: at most one message of
-        this ``key`` waits, the newest.
-    :raises BadMessage: no type, an unknown key, or an unknown policy.
+    :param delivery: what may become of it where it has to wait; None: it waits until it is sent.
+    :param expires: when ``delivery.ttl`` is over, seconds of ``time.monotonic()``.
+    :raises BadMessage: no type, or an unknown key.
     """
 
-    __slots__ = ("_encoded", "_finished", "_outgoing", "key", "mark", "overflow")
+    __slots__ = ("_encoded", "_finished", "_outgoing", "delivery", "expires", "mark")
 
     mark: Mark | None
     """Its place among the messages of a room that keeps them."""
@@ -324,13 +297,11 @@ class Outbound:
         *,
         room: str | None = None,
         ack: str | int | None = None,
-        overflow: str = "close",
-        key: str | None = None,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
     ) -> None:
-        if overflow != "close" or key is not None:
-            check_overflow(overflow, key)
-        self.overflow = overflow
-        self.key = key
+        self.delivery = delivery
+        self.expires = expires
         outgoing = _outgoing(message, timestamp)
         self._outgoing: _Outgoing | None = outgoing
         self.mark = None
@@ -343,16 +314,20 @@ class Outbound:
 
     @classmethod
     def relayed(
-        cls, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None, mark: Mark | None = None
+        cls,
+        bodies: Mapping[str, bytes],
+        *,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
+        mark: Mark | None = None,
     ) -> Outbound:
         """Return a message that was encoded before, by names of codecs; there must be one.
 
-        :raises BadMessage: an unknown policy, or no body in a codec of ours.
+        :raises BadMessage: no body in a codec of ours.
         """
-        check_overflow(overflow, key)
         message = cls.__new__(cls)
-        message.overflow = overflow
-        message.key = key
+        message.delivery = delivery
+        message.expires = expires
         message.mark = mark
         message._outgoing = None
         message._encoded = {CODECS[name]: body for name, body in bodies.items() if name in CODECS}
@@ -365,6 +340,22 @@ class Outbound:
     def type(self) -> str:
         """The name of the event. Raises BadMessage where another node encoded something else."""
         return self._content().type
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether a full outbox drops it, rather than end the connection."""
+        return self.delivery is not None and self.delivery.may_drop
+
+    @property
+    def volatile(self) -> bool:
+        """Whether nobody is to wait for room for it."""
+        return self.delivery is not None and self.delivery.volatile
+
+    def delivery_left(self, now: float) -> Delivery | None:
+        """Return its options as they are now: with what is left of ``ttl``."""
+        if self.delivery is None or self.expires is None:
+            return self.delivery
+        return msgspec.structs.replace(self.delivery, ttl=max(0.0, self.expires - now))
 
     def encoded(self, codec: Codec) -> bytes:
         """Return the payload bytes, encoded on first use. Raises BadMessage if it cannot be encoded."""
@@ -398,9 +389,10 @@ class Outbound:
         frame = self._finished.get(wire)
         if frame is None:
             frame = wire.finish(self.encoded(wire.codec))
-            if self.overflow != "close":
-                frame = Droppable(frame)
-                frame.key = self.key
+            if self.delivery is not None:
+                frame = Perishable(frame)
+                frame.delivery = self.delivery
+                frame.expires = self.expires
             self._finished[wire] = frame
         return frame
 
@@ -413,8 +405,8 @@ class Stamped(Outbound):
     def __init__(self, plain: Outbound, cursor: str) -> None:
         self._plain = plain
         self._cursor = cursor
-        self.overflow = plain.overflow
-        self.key = plain.key
+        self.delivery = plain.delivery
+        self.expires = plain.expires
         self.mark = plain.mark
         self._encoded = {}
         self._finished = {}

@@ -7,6 +7,7 @@ socket does not take waits here, counted in bytes; past the limit each message's
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -17,7 +18,7 @@ from gevent.event import Event
 from gevent.hub import Hub as GeventHub
 
 from realtime.config import KiB, Limits
-from realtime.message import Droppable
+from realtime.delivery import Perishable
 
 __all__ = ["Flusher", "Keeper", "Outbox", "Sink", "stall"]
 
@@ -25,6 +26,7 @@ log = logging.getLogger("realtime")
 
 FLUSH_AT = 64 * KiB  # a handler that publishes without yielding is flushed whenever this much waits
 WRITE_AT_ONCE = 256 * KiB  # joining more than this for one write would copy what the socket won't take
+NEVER = math.inf  # when an outbox without messages that expire has to look for such
 CONTROL_ROOM = 64 * KiB  # for pongs and pings beyond Limits.outbox
 
 
@@ -66,11 +68,12 @@ class Keeper(Protocol):
 class Flusher:
     """Flushes every outbox that was written to, once per loop turn. One per hub of gevent."""
 
-    __slots__ = ("_dirty", "_loop", "counters")
+    __slots__ = ("_dirty", "_expiring", "_loop", "counters")
 
     def __init__(self, hub: GeventHub, counters: Counter[str]) -> None:
         self._loop = hub.loop
         self._dirty: list[Outbox] = []
+        self._expiring: list[Outbox] = []
         self.counters = counters
 
     def add(self, outbox: Outbox) -> None:
@@ -79,8 +82,16 @@ class Flusher:
             self._loop.run_callback(self._flush_all)
         self._dirty.append(outbox)
 
+    def add_expiring(self, outbox: Outbox) -> None:
+        """``outbox``, which is flushed in this turn, has got what may have expired by then."""
+        self._expiring.append(outbox)
+
     def _flush_all(self) -> None:
         dirty, self._dirty = self._dirty, []
+        if self._expiring:
+            expiring, self._expiring = self._expiring, []
+            for outbox in expiring:
+                outbox.drop_expired()
         for outbox in dirty:
             try:
                 outbox.flush()
@@ -98,11 +109,13 @@ class Outbox:
     __slots__ = (
         "_blocked",
         "_drained",
+        "_expires",
         "_flusher",
         "_frames",
         "_scheduled",
         "_sink",
         "_urgent",
+        "away",
         "closed",
         "keeper",
         "limit",
@@ -118,18 +131,20 @@ class Outbox:
         self._scheduled = False  # a flush will come by itself: next turn, or when writable
         self._blocked = False  # the socket is full
         self._drained: Event | None = None  # set when bytes have left, made by the first who waits
+        self._expires = NEVER  # no message that waits does so before
         self._urgent = 0  # bytes of control frames among those that wait
         self.keeper: Keeper | None = None
         self.size = 0
         self.limit = limits.outbox
         self.park_at = int(limits.outbox * limits.park_above)
         self.closed = False
+        self.away = False  # nobody is there to read: it waits for who comes back
         self.progress = 0  # bytes written while the socket was full: a sign of life of a slow reader
 
     def put(self, frame: bytes) -> bool:
         """Append a finished frame; return False if it was dropped or the outbox is closed. Never switches."""
         size = self.size + len(frame)
-        if size > self.limit or type(frame) is Droppable:  # a closed outbox has a limit of -1
+        if size > self.limit or type(frame) is Perishable:  # a closed outbox has a limit of -1
             return self._put_carefully(frame)
         self.size = size
         self._frames.append(frame)
@@ -203,18 +218,20 @@ class Outbox:
         self._flush_soon()
 
     def _put_carefully(self, frame: bytes) -> bool:
-        """Append a droppable frame, or one that may not fit. The slow path of put()."""
+        """Append a frame with delivery options, or one that may not fit. The slow path of put()."""
         counters = self._flusher.counters
-        if self.closed:
+        may_drop = isinstance(frame, Perishable) and frame.delivery.may_drop
+        if not self.closed:
+            if isinstance(frame, Perishable) and not self._has_use(frame):
+                return False
+            if self.size + len(frame) > self.limit:
+                self.drop_expired()
+                if not self._blocked:
+                    self.flush()
+        if self.closed:  # perhaps because a flush found the connection broken
             return self._put_late(frame)
-        if isinstance(frame, Droppable) and frame.key is not None:
-            self._forget_key(frame.key)
-        if self.size + len(frame) > self.limit and not self._blocked:
-            self.flush()
-            if self.closed:  # the flush found the connection broken
-                return self._put_late(frame)
         if self.size + len(frame) > self.limit:
-            if not isinstance(frame, Droppable):
+            if not may_drop:
                 self._overflow()
                 return False
             if not self._make_room(len(frame)):
@@ -234,6 +251,23 @@ class Outbox:
         self._flusher.counters["dropped_after_close"] += 1
         return False
 
+    def _has_use(self, frame: Perishable) -> bool:
+        """Tell whether a frame is still to be sent, as far as its options say; drop the one that it replaces."""
+        delivery = frame.delivery
+        if frame.expires is not None:
+            if time.monotonic() >= frame.expires:
+                self._flusher.counters["expired"] += 1
+                return False
+            self._expires = min(self._expires, frame.expires)
+            if not self._blocked:  # else it is looked at when the socket takes something again
+                self._flusher.add_expiring(self)
+        if delivery.conflate is not None:
+            self._forget_key(delivery.conflate)
+        if delivery.volatile and (self.away or not self.has_room(len(frame))):
+            self._flusher.counters["dropped_volatile"] += 1
+            return False
+        return True
+
     def _flush_soon(self) -> None:
         """See to it that a flush comes; put() has this in place, because it is the hot path."""
         if not self._scheduled:
@@ -248,7 +282,7 @@ class Outbox:
     def _forget_key(self, key: str) -> None:
         """Drop the waiting frame of this key, if there is one: a newer one comes, at its place in the order."""
         for index, waiting in enumerate(self._frames):
-            if isinstance(waiting, Droppable) and waiting.key == key:
+            if isinstance(waiting, Perishable) and waiting.delivery.conflate == key:
                 del self._frames[index]
                 self.size -= len(waiting)
                 if self.keeper is not None:
@@ -257,13 +291,13 @@ class Outbox:
                 return
 
     def _make_room(self, needed: int) -> bool:
-        """Drop the oldest droppable frames until ``needed`` bytes fit; drop none if that cannot be reached."""
+        """Drop the oldest of the frames that may be dropped until ``needed`` bytes fit; none if they never will."""
         missing = self.size + needed - self.limit
         chosen: set[int] = set()
         for index, frame in enumerate(self._frames):
             if missing <= 0:
                 break
-            if isinstance(frame, Droppable):
+            if isinstance(frame, Perishable) and frame.delivery.may_drop:
                 chosen.add(index)
                 missing -= len(frame)
         if missing > 0:
@@ -275,6 +309,28 @@ class Outbox:
         self.size = sum(map(len, self._frames))
         self._flusher.counters["dropped_oldest"] += len(chosen)
         return True
+
+    def drop_expired(self) -> None:
+        """Drop the frames whose time is over, if there can be any."""
+        if self._expires == NEVER or time.monotonic() < self._expires:
+            return
+        now = time.monotonic()
+        self._expires = NEVER
+        kept = []
+        for frame in self._frames:
+            if isinstance(frame, Perishable) and frame.expires is not None:
+                if now >= frame.expires:
+                    self.size -= len(frame)
+                    if self.keeper is not None:
+                        self.keeper.unkeep(frame)
+                    continue
+                self._expires = min(self._expires, frame.expires)
+            kept.append(frame)
+        dropped = len(self._frames) - len(kept)
+        if dropped:
+            self._frames = kept
+            self._flusher.counters["expired"] += dropped
+            self._wake()
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it. Never switches."""
@@ -347,6 +403,7 @@ class Outbox:
     def resume(self) -> None:
         """The socket can take more: called by the sink after ``watch_writable``."""
         self._blocked = False
+        self.drop_expired()
         before = self.size
         self.flush()
         self.progress += before - self.size
@@ -356,6 +413,7 @@ class Outbox:
         if self.size > self.park_at or self.size + size > self.limit:
             if not self._blocked:
                 self.flush()
+            self.drop_expired()
             return self.closed or (self.size <= self.park_at and self.size + min(size, self.limit) <= self.limit)
         return True
 

@@ -12,6 +12,7 @@ from realtime.cluster import Alone, Cluster, Entry, is_local
 from realtime.codes import ErrorCode
 from realtime.config import Limits
 from realtime.errors import Reject, unknown_client
+from realtime.room_watch import RoomWatch, Unwatched
 from realtime.rooms import RoomManager
 from realtime.routing import check_function
 
@@ -47,8 +48,11 @@ class PresenceStore:
         self._rooms = rooms
         self.cluster: Cluster = Alone()
         """Told what clients here show, and asked for those elsewhere."""
+        self.watch: RoomWatch = Unwatched()
+        """Told of every change of what clients show, here and elsewhere."""
         self._metadata: dict[str, dict[str, Any]] = {}
         self._connected_at: dict[str, float] = {}
+        self._keys: dict[str, str] = {}  # where it is not the client's id
         self.update_rule: bool | UpdateRule = False
 
     def configure(self, *, update: bool | UpdateRule) -> None:
@@ -62,14 +66,20 @@ class PresenceStore:
             check_function(update, 2, "presence.configure(update=...)", "(context, metadata)")
         self.update_rule = update
 
-    def add(self, client_id: str, metadata: dict[str, Any], connected_at: float) -> None:
-        """A client connected; ``metadata`` is kept, not copied, so that its context sees updates."""
+    def add(self, client_id: str, metadata: dict[str, Any], connected_at: float, key: str | None = None) -> None:
+        """A client connected; ``metadata`` is kept, not copied, so that its context sees updates.
+
+        :param key: what several clients have in common that are one presence; its id if not given.
+        """
+        if key is not None and key != client_id:
+            self._keys[client_id] = key
         self._metadata[client_id] = metadata
         self._connected_at[client_id] = connected_at
 
     def remove(self, client_id: str) -> bool:
         """A client left; return False if it was not here."""
         self._connected_at.pop(client_id, None)
+        self._keys.pop(client_id, None)
         return self._metadata.pop(client_id, None) is not None
 
     def has(self, client_id: str) -> bool:
@@ -80,6 +90,12 @@ class PresenceStore:
         """Return a client's entry, whichever node it is on, or None if it is not connected."""
         metadata = self._metadata.get(client_id)
         return self.cluster.entry(client_id) if metadata is None else self._entry(client_id, metadata)
+
+    def key(self, client_id: str) -> str:
+        """Return the key of a client's presence, whichever node it is on; its id if it is not connected."""
+        if client_id in self._metadata:
+            return self._keys.get(client_id, client_id)
+        return self.cluster.key(client_id)
 
     def _entry(self, client_id: str, metadata: Mapping[str, Any]) -> Entry:
         return {
@@ -123,4 +139,5 @@ class PresenceStore:
             raise unknown_client(client_id)
         current.update(metadata)
         self.cluster.metadata_replaced(client_id, current)
+        self.watch.client_changed(client_id)
         return self._entry(client_id, current)

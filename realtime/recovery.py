@@ -66,22 +66,24 @@ class Replay:
         one = self._history.log_of(room)
         return None if one is None or not one.recover else one.cursor
 
-    def join(self, connection: Connection, room: str, since: object) -> Recovery:
+    def join(self, connection: Connection, room: str, since: object, presence: bool | None = None) -> Recovery:
         """Put a client of this node into a room, after it was sent what it missed. Parks.
 
         :param since: the cursor of the last message it has.
+        :param presence: as for ``RoomManager.join``.
         :raises BadRoom, TooManyRooms, UnknownClient: as ``RoomManager.join``.
         :raises ConnectionClosed: it went meanwhile.
         """
         rooms, history = self._hub.rooms, self._history
         one = history.log_of(room)
         if one is None or not one.recover:
-            return Recovery(False, "the room is not recoverable", joined=rooms.join(room, connection.id))
+            joined = rooms.join(room, connection.id, presence=presence)
+            return Recovery(False, "the room is not recoverable", joined=joined)
         if rooms.contains_here(room, connection.id):
             return Recovery(True, cursor=one.cursor)
         position = read_cursor(one.tag, since)
         if position is None:
-            joined = rooms.join(room, connection.id)
+            joined = rooms.join(room, connection.id, presence=presence)
             return Recovery(False, "it is no cursor of this room", cursor=self.cursor(room), joined=joined)
         if not history.is_current(room):
             history.sync(room)
@@ -90,7 +92,7 @@ class Replay:
             replayed = self._send(connection, one, missed.entries[:MOST_REPLAYED], position)
             return Recovery(True, None, replayed, more=True, cursor=one.cursor_at(position))
         with history.held(room, connection.id):
-            joined = rooms.join(room, connection.id)
+            joined = rooms.join(room, connection.id, presence=presence)
             return self._catch_up(connection, room, one, position, joined)
 
     def carry_on(self, connection: Connection, room: str, position: Position) -> Recovery:

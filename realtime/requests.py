@@ -15,6 +15,7 @@ from realtime.codes import ErrorCode
 from realtime.config import Limits
 from realtime.connection import Context
 from realtime.errors import Reject
+from realtime.live_presence import LivePresence
 from realtime.message import JSON, Message
 from realtime.presence import PresenceStore
 from realtime.recovery import Replay
@@ -27,9 +28,17 @@ __all__ = ["ClientRequests"]
 class ClientRequests:
     """The handlers of the four messages."""
 
-    def __init__(self, rooms: RoomManager, presence: PresenceStore, replay: Replay, limits: Limits) -> None:
+    def __init__(
+        self,
+        rooms: RoomManager,
+        presence: PresenceStore,
+        live_presence: LivePresence,
+        replay: Replay,
+        limits: Limits,
+    ) -> None:
         self._rooms = rooms
         self._presence = presence
+        self._live_presence = live_presence
         self._replay = replay
         self._limits = limits
         self.handlers = {
@@ -47,9 +56,13 @@ class ClientRequests:
         the client missed is sent before the ack, and the result has ``"recovered", "replayed", "more"`` and
         ``"reason"``: see :class:`realtime.recovery.Recovery`. Parks meanwhile, and where the application's rule waits.
 
-        :raises Reject: ``forbidden``, or ``bad_room``; and as ``RoomTools.join``.
+        With ``{"presence": true}`` as payload the client is told the room's presence, before the ack, and what
+        changes, as long as it is in the room; with ``false`` it is not, whatever the room's rule says.
+
+        :raises Reject: ``forbidden``, ``bad_room`` or ``bad_message``; and as ``RoomTools.join``.
         """
         room = _named_room(message)
+        presence = _presence_wanted(message)
         self._rooms.check_name(room)
         rule = self._rooms.rules.rule_for(room)
         if rule is None or rule.join is False:
@@ -63,10 +76,10 @@ class ClientRequests:
         since = message.payload.get("since") if isinstance(message.payload, dict) else None
         result: dict[str, Any] = {"room": room, "id": context.id}
         if since is None:
-            toolkit.rooms.join(room)
+            toolkit.rooms.join(room, presence=presence)
             cursor = self._replay.cursor(room)
         else:
-            recovery = toolkit.rooms.join(room, since=since)
+            recovery = toolkit.rooms.join(room, since=since, presence=presence)
             cursor = recovery.cursor
             result |= {"recovered": recovery.recovered, "replayed": recovery.replayed, "more": recovery.more}
             if recovery.reason is not None:
@@ -111,6 +124,8 @@ class ClientRequests:
         """List a room that the client is in, or merge ``payload["metadata"]`` into its own presence.
 
         The ack's result is ``{"members": [{"id", "metadata"}], "total"}``, or the client's ``{"id", "metadata"}``.
+        With ``{"page": null}`` as payload it is ``{"presences": {key: {"metas": [{"id", ...}]}}, "total"}``, as in
+        ``presence:state``, sorted by key, and with a ``"page"`` to ask for next unless that was all.
 
         :raises Reject: ``forbidden``, ``bad_room``, or ``bad_message``.
         """
@@ -119,6 +134,12 @@ class ClientRequests:
         room = _named_room(message)
         if room not in context.rooms:
             raise Reject(f"you are not in {room!r}: join it first", code=ErrorCode.FORBIDDEN)
+        if isinstance(message.payload, dict) and "page" in message.payload:
+            after = message.payload["page"]
+            if after is not None and not isinstance(after, str):
+                text = 'page: null asks for the first page, then what the one before had as "page"'
+                raise Reject(text, code=ErrorCode.BAD_MESSAGE)
+            return self._live_presence.page(room, after or "")
         return self._members(room)
 
     def _members(self, room: str) -> dict[str, Any]:
@@ -143,6 +164,14 @@ def _named_room(message: Message) -> str:
             f'{message.type} needs a room: {{"type": "{message.type}", "room": "lobby"}}', code=ErrorCode.BAD_ROOM
         )
     return message.room
+
+
+def _presence_wanted(message: Message) -> bool | None:
+    """Return what a join says of presence; None if nothing."""
+    wanted = message.payload.get("presence") if isinstance(message.payload, dict) else None
+    if wanted is not None and not isinstance(wanted, bool):
+        raise Reject("presence: must be true or false", code=ErrorCode.BAD_MESSAGE)
+    return wanted
 
 
 def _shown(entry: dict[str, Any]) -> dict[str, Any]:

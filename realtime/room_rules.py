@@ -31,12 +31,13 @@ class RoomRule:
     history: int = 0
     ttl: float = 120.0
     recover: bool = False
+    presence: bool = False
 
     def __post_init__(self) -> None:
         where = f"rooms.configure({self.pattern!r}"
         if not isinstance(self.join, bool):
             check_function(self.join, 2, f"{where}, join=...)", "(context, room)")
-        for name in ("leave", "recover"):
+        for name in ("leave", "recover", "presence"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ConfigurationError(f"{where}, {name}={value!r}): must be True or False")
@@ -72,6 +73,11 @@ class RoomRules:
         self._rules[pattern] = RoomRule(pattern, **options)
         self._found.clear()
         self.keep_history = any(rule.history for rule in self._rules.values())
+
+    def shows_presence(self, room: str) -> bool:
+        """Tell whether who joins a room is told of its presence, unless it is said with the join."""
+        rule = self.rule_for(room) if self._rules else None
+        return rule is not None and rule.presence
 
     def rule_for(self, room: str) -> RoomRule | None:
         """Return the rule of a room; None if no pattern matches its name."""

@@ -12,6 +12,7 @@ from realtime.cluster import Alone, Cluster, is_local
 from realtime.config import Limits
 from realtime.errors import BadRoom, TooManyRooms, unknown_client
 from realtime.room_rules import JoinRule, RoomRules
+from realtime.room_watch import RoomWatch, Unwatched
 
 __all__ = ["RoomManager"]
 
@@ -43,6 +44,8 @@ class RoomManager:
         """Told who comes and goes here, and asked who is in rooms elsewhere."""
         self.keeper: Keeper | None = None
         """Told which rooms have members here."""
+        self.watch: RoomWatch = Unwatched()
+        """Told of every change, here and elsewhere."""
         # dicts as ordered sets: members are listed, and served, in the order they joined
         self._members: dict[str, dict[str, None]] = {}
         self._rooms: dict[str, dict[str, None]] = {}
@@ -56,6 +59,7 @@ class RoomManager:
         history: int = 0,
         ttl: float = 120.0,
         recover: bool = False,
+        presence: bool = False,
     ) -> None:
         """Say what holds for rooms whose names match a shell pattern (``fnmatch``) such as ``"chat:*"``.
 
@@ -68,29 +72,38 @@ class RoomManager:
             back; bounded by ``Limits.history_room`` bytes as well. 0: none.
         :param ttl: seconds that each is kept.
         :param recover: messages carry a ``cursor``, and who joins with one is sent what it missed first.
+        :param presence: whether who joins is told who is there and who comes and goes: see ``join``.
         :raises ConfigurationError: no pattern, or an option that is none of these.
         """
-        self.rules.add(pattern, join=join, leave=leave, history=history, ttl=ttl, recover=recover)
+        self.rules.add(
+            pattern, join=join, leave=leave, history=history, ttl=ttl, recover=recover, presence=presence
+        )
 
-    def join(self, room: str, client_id: str) -> bool:
+    def join(self, room: str, client_id: str, *, presence: bool | None = None) -> bool:
         """Put a client into a room; return False if it was there already.
 
         A client of another node is put there by that node: then this parks, ``Limits.ack_timeout`` at most. So it
         does, shortly, for the first member on this node of a room that keeps its history.
 
+        :param presence: whether it gets ``presence:state``, and ``presence:diff`` for as long as it is in the room;
+            as the room's rule says, if not given. True also for one that is in it already and gets none so far.
         :raises BadRoom: the name is no string, empty or longer than ``Limits.room_name``.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
         :raises UnknownClient: no such client is connected.
         """
         rooms = self._rooms.get(client_id, _NOBODY)
         if room.__class__ is str and room in rooms:
+            if presence:
+                self.watch.watch(room, client_id)
             return False
         self.check_name(room)
         if not self._is_connected(client_id):
-            return bool(self._ask_its_node(client_id, "join", room))
+            return bool(self._ask_its_node(client_id, "join", room, presence=presence))
         if len(rooms) >= self._limits.rooms_per_client:
             raise TooManyRooms(f"a client may be in {self._limits.rooms_per_client} rooms at once")
         self.adopt(room, client_id)
+        if self.rules.shows_presence(room) if presence is None else presence:
+            self.watch.watch(room, client_id)
         if self.rules.keep_history and self.keeper is not None:
             self.keeper.entered(room, client_id)
         return True
@@ -100,6 +113,7 @@ class RoomManager:
         self._rooms.setdefault(client_id, {})[room] = None
         self._members.setdefault(room, {})[client_id] = None
         self.cluster.room_joined(room, client_id)
+        self.watch.member_changed(room, client_id)
 
     def release(self, room: str, client_id: str) -> None:
         """A client is in a room at another node from now on: nothing of it goes to the client from here."""
@@ -108,10 +122,10 @@ class RoomManager:
             del self._rooms[client_id]
         self._forget_member(room, client_id)
 
-    def _ask_its_node(self, client_id: str, operation: str, room: str) -> Any:
+    def _ask_its_node(self, client_id: str, operation: str, room: str, **arguments: Any) -> Any:
         if not self.cluster.has(client_id):
             raise unknown_client(client_id)
-        return self.cluster.ask(client_id, operation, {"room": room}, self._limits.ack_timeout)
+        return self.cluster.ask(client_id, operation, {"room": room, **arguments}, self._limits.ack_timeout)
 
     def check_name(self, room: object) -> None:
         """Raise BadRoom unless ``room`` can be the name of a room."""
@@ -134,6 +148,7 @@ class RoomManager:
             del self._rooms[client_id]
         self._forget_member(room, client_id)
         self.cluster.room_left(room, client_id)
+        self.watch.member_changed(room, client_id)
         return True
 
     def leave_all(self, client_id: str) -> list[str]:
@@ -148,6 +163,7 @@ class RoomManager:
         rooms = list(self._rooms.pop(client_id, _NOBODY))
         for room in rooms:
             self._forget_member(room, client_id)
+            self.watch.member_changed(room, client_id)
         return rooms
 
     def _forget_member(self, room: str, client_id: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 from realtime.errors import ConfigurationError
 from realtime.events import ANY, LIFECYCLE, EventTemplate
+from realtime.message import Message
 
-__all__ = ["Handler", "HandlerFunction", "Route", "Router"]
+__all__ = ["Handler", "HandlerFunction", "LaneKey", "Route", "Router"]
 
 HandlerFunction = Callable[..., Any]
+LaneKey = Callable[..., Hashable]
+"""``(message, context)``: what names the lane of a message, None for none. Must not wait."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Handler:
     concurrent: bool = False
     threadpool: bool = False
     template: EventTemplate | None = field(default=None, compare=False)
+    serial: LaneKey | None = None
 
     @property
     def name(self) -> str:
@@ -37,7 +41,7 @@ class Route:
     ``own`` are those for the name itself, ``any`` the ``"*"`` handlers after them.
     """
 
-    __slots__ = ("all", "any", "beside", "concurrent", "own")
+    __slots__ = ("all", "any", "beside", "concurrent", "own", "serial")
 
     def __init__(self, own: list[tuple[Handler, dict[str, str]]], any_: list[tuple[Handler, dict[str, str]]]) -> None:
         self.own = own
@@ -45,9 +49,13 @@ class Route:
         every = own + any_
         self.concurrent = all(handler.concurrent for handler, _ in every)
         """All of them opted out of the client's order, so its messages need not wait."""
-        self.beside = [] if self.concurrent else [entry for entry in every if entry[0].concurrent]
-        """Those that opted out although others did not: they run beside, and the answer does not wait for them."""
+        alone = [] if self.concurrent else [entry for entry in every if entry[0].concurrent and not entry[0].serial]
+        self.beside = alone
+        """Those that opted out although others did not: they run beside, and the answer does not wait for them.
+        One with a lane does not, as it is the message that goes through it."""
         self.all = [entry for entry in every if entry not in self.beside]
+        self.serial = next(((handler.serial, params) for handler, params in every if handler.serial), None)
+        """What names the lane of its messages, with the params of its handler."""
 
 
 def check_function(function: object, expected: int, what: str, parameters: str) -> None:
@@ -75,21 +83,39 @@ class Router:
         """Whether any handler has opted out of its clients' order."""
         self._routes: dict[str, Route] = {}  # of exact names only, so that clients cannot fill it
 
-    def on(self, event: str, function: HandlerFunction, *, concurrent: bool, threadpool: bool) -> None:
+    def on(
+        self,
+        event: str,
+        function: HandlerFunction,
+        *,
+        concurrent: bool,
+        threadpool: bool,
+        serial: str | LaneKey | None = None,
+    ) -> None:
         """Add a handler.
 
-        :raises ConfigurationError: a reserved or malformed event, or a function that cannot be a handler.
+        :raises ConfigurationError: a reserved or malformed event, a function that cannot be a handler, or a lane
+            that cannot be, or that is another one than that of a handler of the same messages.
         """
         check_event(event)
-        self.add(event, function, concurrent=concurrent, threadpool=threadpool)
+        key_of = _lane_key(serial, event) if serial is not None else None
+        self.add(event, function, concurrent=concurrent, threadpool=threadpool, serial=key_of)
 
     def add(
-        self, event: str, function: HandlerFunction, *, concurrent: bool = False, threadpool: bool = False
+        self,
+        event: str,
+        function: HandlerFunction,
+        *,
+        concurrent: bool = False,
+        threadpool: bool = False,
+        serial: LaneKey | None = None,
     ) -> None:
         """Add a handler of ours, under any name; see ``on``."""
         check_function(function, 3, f"handler for {event!r}", "(message, context, toolkit)")
         template = EventTemplate(event) if event != ANY else None
-        handler = Handler(event, function, concurrent, threadpool, template)
+        handler = Handler(event, function, concurrent, threadpool, template, serial)
+        if serial is not None:
+            self._refuse_second_lane(handler)
         if template is None:
             self._any.append(handler)
         elif template.parameters:
@@ -99,6 +125,18 @@ class Router:
         self._routes.clear()
         self.has_concurrent |= concurrent
 
+    def _every(self) -> list[Handler]:
+        return [*self._any, *self._templates, *(h for handlers in self._exact.values() for h in handlers)]
+
+    def _refuse_second_lane(self, handler: Handler) -> None:
+        """A message goes through one lane. Of two templates that match the same name the earlier one's counts."""
+        for other in self._every():
+            if other.serial not in (None, handler.serial) and _meet(other, handler):
+                raise ConfigurationError(
+                    f"handler for {handler.event!r}: {other.name} has its messages of {other.event!r} one at a time "
+                    "by another key; give both the same serial"
+                )
+
     def off(self, event: str, function: HandlerFunction | None = None) -> int:
         """Remove the handlers of ``event``, or just ``function``; return how many were removed."""
 
@@ -106,7 +144,7 @@ class Router:
             # != and not `is not`: a bound method is a new object each time it is named
             return handler.event != event or (function is not None and handler.function != function)
 
-        every = [*self._any, *self._templates, *(h for handlers in self._exact.values() for h in handlers)]
+        every = self._every()
         self._any = list(filter(kept, self._any))
         self._templates = list(filter(kept, self._templates))
         remaining = {name: list(filter(kept, handlers)) for name, handlers in self._exact.items()}
@@ -136,6 +174,33 @@ class Router:
         """Tell whether the name itself (not just ``"*"``) has a handler."""
         route = self.resolve(name)
         return route is not None and bool(route.own)
+
+
+_NO_ROOM = object()
+
+
+def _room_of(message: Message, context: object) -> Hashable:
+    """A message that names no room has a lane of its own kind: handlers may take it for one to some default room."""
+    return message.room if message.room is not None else _NO_ROOM
+
+
+def _lane_key(serial: str | LaneKey, event: str) -> LaneKey:
+    """Return the function that ``serial`` stands for. Raises ConfigurationError."""
+    if event in LIFECYCLE or event.startswith("mesh:"):
+        raise ConfigurationError(f"handler for {event!r}: serial is for messages of clients")
+    if serial == "room":
+        return _room_of
+    if isinstance(serial, str):
+        raise ConfigurationError(f"handler for {event!r}: serial={serial!r}: must be 'room' or a function")
+    check_function(serial, 2, f"handler for {event!r}: serial", "(message, context)")
+    return serial
+
+
+def _meet(one: Handler, other: Handler) -> bool:
+    """Tell whether two handlers take the same messages: the same name, ``"*"``, or a template and a name it matches."""
+    if one.template is None or other.template is None or one.event == other.event:
+        return True
+    return one.template.match(other.event) is not None or other.template.match(one.event) is not None
 
 
 def check_event(event: object) -> None:

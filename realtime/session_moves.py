@@ -213,6 +213,8 @@ class Moves:
         hub.counters["sessions_moved_in"] += 1
         if not connection.closed:
             self._sessions.resume(session, connection, wish, ack)
+        for room in state["watched"]:
+            hub.live_presence.watch(room, client.id)
         for room, hold in held.items():
             hub.workers.submit(partial(self._carry_on, client, room, positions[room], hold))
 
@@ -279,6 +281,7 @@ class Moves:
             "metadata": client.metadata,
             "connected_at": client.connected_at,
             "rooms": rooms,
+            "watched": hub.live_presence.watched_by(client.id),
             "positions": {room: one.position for room, one in logs.items()},
             "codec": wire.codec.name,
             "first": ring.first,

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, TypeGuard
 import msgpack
 import msgspec
 
+from realtime.delivery import Perishable
 from realtime.errors import BadMessage
-from realtime.message import JSON, Codec, Droppable, Wire
+from realtime.message import JSON, Codec, Wire
 
 __all__ = ["UNCOUNTED", "Refusal", "Wish", "carries_over", "changed", "read_count", "read_wish"]
 
@@ -85,10 +86,10 @@ def changed(frame: bytes, source: Wire, target: Wire) -> bytes:
     if source.codec is not target.codec:
         body = target.codec.encode(_content(body, source.codec))
     finished = target.finish(body)
-    if isinstance(frame, Droppable):
-        droppable = type(frame)(finished)
-        vars(droppable).update(vars(frame))  # the policy it was sent with
-        return droppable
+    if isinstance(frame, Perishable):
+        perishable = Perishable(finished)
+        perishable.delivery, perishable.expires = frame.delivery, frame.expires
+        return perishable
     return finished
 
 

@@ -397,6 +397,7 @@ class Sessions:
         """Let what is sent to a client that is away wait."""
         hub, client = self._hub, session.client
         outbox = client.outbox = Outbox(_Nowhere(hub, session), hub.flusher, hub.limits)
+        outbox.away = True
         outbox.park_at = outbox.limit  # nobody stalls for who cannot be hurried
         outbox.keeper = session.line = Line(session, None, outbox, client.wire)
         session.state = State.AWAY

@@ -13,7 +13,11 @@ from realtime.presence import Entry, PresenceList
 from realtime.recovery import HistoryPage, Recovery
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+    from realtime.delivery import DeliveryOptions
     from realtime.kernel import RealtimeKernel
+    from realtime.room_calls import RoomCall
 
 __all__ = ["PresenceTools", "RoomTools", "Toolkit"]
 
@@ -33,24 +37,25 @@ class RoomTools:
         self._message = message
 
     @overload
-    def join(self, name: str) -> bool: ...
+    def join(self, name: str, *, presence: bool | None = None) -> bool: ...
 
     @overload
-    def join(self, name: str, *, since: object) -> Recovery: ...
+    def join(self, name: str, *, since: object, presence: bool | None = None) -> Recovery: ...
 
-    def join(self, name: str, *, since: object = None) -> bool | Recovery:
+    def join(self, name: str, *, since: object = None, presence: bool | None = None) -> bool | Recovery:
         """Put this client into a room; False if it is there already, or has disconnected meanwhile.
 
         :param since: the cursor of the last message of a recoverable room that the client has: first it is sent what
             it missed, at most 300 messages, and the result is a :class:`Recovery`. Parks meanwhile.
+        :param presence: whether it is told who is there and who comes and goes: see ``RoomManager.join``.
         :raises BadRoom: no usable name.
         :raises TooManyRooms: the client is in ``Limits.rooms_per_client`` rooms.
         """
         if since is not None:
-            return self._kernel._recover(self._connection, name, since)
+            return self._kernel._recover(self._connection, name, since, presence)
         if self._connection.closed:
             return False
-        return self._kernel.rooms.join(name, self._connection.id)
+        return self._kernel.rooms.join(name, self._connection.id, presence=presence)
 
     def history(self, name: str, limit: int = 50, since: str | None = None) -> HistoryPage:
         """Return the last messages of a room that keeps them, the oldest first. May park: for those of other nodes.
@@ -80,8 +85,7 @@ class RoomTools:
         *,
         except_self: bool = False,
         except_ids: Collection[str] = (),
-        overflow: str = "close",
-        key: str | None = None,
+        **delivery: Unpack[DeliveryOptions],
     ) -> int:
         """Send to every member of a room; return to how many. May switch: see ``RealtimeKernel.broadcast``.
 
@@ -94,7 +98,28 @@ class RoomTools:
         if except_self:
             except_ids = (except_ids,) if isinstance(except_ids, str) else except_ids
             except_ids = (*except_ids, self._connection.id)
-        return self._kernel.broadcast(message, room, except_ids=except_ids, overflow=overflow, key=key)
+        return self._kernel.broadcast(message, room, except_ids=except_ids, **delivery)
+
+    def call(
+        self,
+        room: str,
+        message: Sendable,
+        *,
+        timeout: float | None = None,
+        except_self: bool = False,
+        except_ids: Collection[str] = (),
+    ) -> RoomCall:
+        """Ask every member of a room: ``for client_id, result in toolkit.rooms.call(...)`` as answers come.
+
+        Ends when all have answered or at the timeout; ``.missing`` of what is returned tells who has not. A member
+        that answers with an error yields the ``CallFailed``. See ``RealtimeKernel.call_room``.
+
+        :param timeout: seconds, ``Limits.ack_timeout`` (10) if not given.
+        """
+        if except_self:
+            except_ids = (except_ids,) if isinstance(except_ids, str) else except_ids
+            except_ids = (*except_ids, self._connection.id)
+        return self._kernel.call_room(room, message, timeout=timeout, except_ids=except_ids)
 
 
 class PresenceTools:
@@ -133,7 +158,7 @@ class Toolkit:
 
     @property
     def rooms(self) -> RoomTools:
-        """Rooms: join, leave, list, members, broadcast."""
+        """Rooms: join, leave, list, members, broadcast, call."""
         return RoomTools(self._kernel, self._connection, self._message)
 
     @property
@@ -141,27 +166,29 @@ class Toolkit:
         """Who is here."""
         return PresenceTools(self._kernel, self._connection)
 
-    def reply(self, message: Sendable | str, *, overflow: str = "close", key: str | None = None) -> None:
+    def reply(self, message: Sendable | str, **delivery: Unpack[DeliveryOptions]) -> None:
         """Send to this client; a text goes as ``system:reply``. Parks up to 1 s while its outbox is crowded.
 
+        :param delivery: what may become of it while it waits: ``overflow``, ``volatile``, ``conflate``, ``ttl``,
+            see :class:`~realtime.delivery.DeliveryOptions`; ``send`` and both ``broadcast`` take them too.
         :raises ConnectionClosed: the client has gone.
         :raises MessageTooBig, BadMessage: it cannot be sent.
         """
         if isinstance(message, str):
             message = {"type": "system:reply", "payload": {"message": message}}
-        self._kernel._send_to(self._connection, message, overflow, key)
+        self._kernel._send_to(self._connection, message, delivery)
 
     def send(
-        self, target_id: str | Sequence[str], message: Sendable, *, overflow: str = "close", key: str | None = None
+        self, target_id: str | Sequence[str], message: Sendable, **delivery: Unpack[DeliveryOptions]
     ) -> None:
         """Send to another client, or to each of a list such as ``message.target``. Parks like ``reply``.
 
         :raises UnknownClient: one of them is not connected; then nobody gets it.
         """
         if isinstance(target_id, str):
-            self._kernel.send(target_id, message, overflow=overflow, key=key)
+            self._kernel.send(target_id, message, **delivery)
         else:
-            self._kernel._send_to_each(target_id, message, overflow, key)
+            self._kernel._send_to_each(target_id, message, delivery)
 
     def broadcast(
         self,
@@ -169,12 +196,11 @@ class Toolkit:
         filter: Callable[[Context], bool] | None = None,
         *,
         except_self: bool = False,
-        overflow: str = "close",
-        key: str | None = None,
+        **delivery: Unpack[DeliveryOptions],
     ) -> int:
         """Send to every client for whose context ``filter`` is true; return to how many. May switch."""
         skip = (self._connection.id,) if except_self else ()
-        return self._kernel._broadcast_where(message, filter, skip, overflow, key)
+        return self._kernel._broadcast_where(message, filter, skip, delivery)
 
     def call(self, target_id: str, message: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """Ask a client, this one or another, and return its answer. Parks until it comes.

@@ -1,4 +1,4 @@
-"""Runs the tests in three processes side by side, as many of them mostly wait: see GROUPS.
+"""Runs the tests in four processes side by side, as many of them mostly wait: see GROUPS.
 
     python tests/run.py                    all of them
     python tests/run.py tests/unit -x      exactly what pytest would do with these arguments, in one process
@@ -13,13 +13,22 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ("test_browser", "test_examples_flask", "test_examples_webrtc", "test_javascript_client")
-BROWSERS += ("test_javascript_package", "test_npm_ws", "test_webrtc_aiortc", "test_webrtc_browser")
-BROWSER_FILES = [f"tests/integration/{name}.py" for name in BROWSERS]
+INTEGRATION = "tests/integration"
+
+
+def _files(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / INTEGRATION).glob(pattern))
+
+
+_BROWSERS = _files("test_*browser.py", "test_examples_flask.py", "test_examples_webrtc.py", "test_javascript_*.py")
+_BROWSERS += _files("test_npm_ws.py", "test_recovery_javascript.py", "test_webrtc_aiortc.py")
+_PROGRAMS = _files("test_cli*.py", "test_flask.py", "test_hosting.py", "test_python_client*.py", "test_w*_*.py")
+_PROGRAMS = [file for file in _PROGRAMS if file not in _BROWSERS]
 GROUPS = {
-    "browsers and Node": BROWSER_FILES,
-    "other processes and sockets": ["tests/integration", *(f"--ignore={file}" for file in BROWSER_FILES)],
-    "the rest": ["tests", "--ignore=tests/integration"],
+    "browsers and Node": _BROWSERS,
+    "servers, clients and the command line": _PROGRAMS,
+    "the other integration tests": [INTEGRATION, *(f"--ignore={file}" for file in _BROWSERS + _PROGRAMS)],
+    "the rest": ["tests", f"--ignore={INTEGRATION}"],
 }
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 try:
     import flask
@@ -36,9 +36,15 @@ from realtime.integrations.wsgi import RealtimeMiddleware
 from realtime.kernel import RealtimeKernel
 from realtime.presence import PresenceStore
 from realtime.protocols.http import Request
+from realtime.room_calls import RoomCall
 from realtime.rooms import RoomManager
-from realtime.routing import HandlerFunction, check_function
+from realtime.routing import HandlerFunction, LaneKey, check_function
 from realtime.toolkit import Sendable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+    from realtime.delivery import DeliveryOptions
 
 __all__ = ["Realtime", "login_required"]
 
@@ -60,9 +66,10 @@ class Realtime:
     :param options: of :class:`realtime.integrations.wsgi.RealtimeMiddleware`, such as ``allowed_origins``.
     :raises ConfigurationError: an option that cannot work.
 
-    Handlers run in a request context made from the client's handshake: ``flask.request``, ``flask.session`` and
-    Flask-Login's ``current_user`` are what they were when the client connected, ``flask.g`` is new with each message,
-    and a user who logs out in a view stays connected until you ``disconnect`` them. Changes to ``flask.session`` are
+    Handlers run in a request context made from the client's handshake: ``flask.request`` and ``flask.session`` are what
+    they were when the client connected, also after the cookie has expired, and Flask-Login loads anew with each message
+    whoever was ``current_user`` then. ``flask.g`` is new with each message, and a user who logs out in a view stays
+    connected until you ``disconnect`` them. Changes to ``flask.session`` are
     not saved, as no response follows that could carry the cookie. Teardown functions run after each handler, and
     after the last item of a stream; ``before_request`` and ``after_request`` functions and error handlers do not run.
     Handlers of what came by no handshake with an app, such as ``mesh:`` events, get an app context alone. The contexts
@@ -125,6 +132,7 @@ class Realtime:
                 _environ.reset(token)
 
         app.wsgi_app = wsgi_app  # type: ignore[method-assign]
+        app.app_protocol = middleware.app_protocol  # type: ignore[attr-defined]  # gevent-websocket asks what it serves
         app.extensions["realtime"] = self
         self._apps.append(app)
 
@@ -189,15 +197,35 @@ class Realtime:
     # Handlers ----------------------------------------------------------------------------------------
 
     @overload
-    def on(self, event: str, handler: F, *, concurrent: bool = ..., threadpool: bool = ...) -> F: ...
+    def on(
+        self,
+        event: str,
+        handler: F,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
+    ) -> F: ...
 
     @overload
     def on(
-        self, event: str, handler: None = ..., *, concurrent: bool = ..., threadpool: bool = ...
+        self,
+        event: str,
+        handler: None = ...,
+        *,
+        concurrent: bool = ...,
+        threadpool: bool = ...,
+        serial: str | LaneKey | None = ...,
     ) -> Callable[[F], F]: ...
 
     def on(
-        self, event: str, handler: F | None = None, *, concurrent: bool = False, threadpool: bool = False
+        self,
+        event: str,
+        handler: F | None = None,
+        *,
+        concurrent: bool = False,
+        threadpool: bool = False,
+        serial: str | LaneKey | None = None,
     ) -> F | Callable[[F], F]:
         """Register a handler ``(message, context, toolkit)`` that runs in the app's context.
 
@@ -207,7 +235,7 @@ class Realtime:
         def register(function: F) -> F:
             check_function(function, 3, f"handler for {event!r}", "(message, context, toolkit)")
             wrapped = in_app(function, lambda: self.app)
-            self.kernel.on(event, wrapped, concurrent=concurrent, threadpool=threadpool)
+            self.kernel.on(event, wrapped, concurrent=concurrent, threadpool=threadpool, serial=serial)
             self._wrapped.append((event, function, wrapped))
             return function
 
@@ -257,9 +285,9 @@ class Realtime:
         """Who is connected."""
         return self.kernel.presence
 
-    def send(self, client_id: str, message: Sendable, *, overflow: str = "close", key: str | None = None) -> None:
+    def send(self, client_id: str, message: Sendable, **delivery: Unpack[DeliveryOptions]) -> None:
         """Send to one client: see ``RealtimeKernel.send``."""
-        self.kernel.send(client_id, message, overflow=overflow, key=key)
+        self.kernel.send(client_id, message, **delivery)
 
     def broadcast(
         self,
@@ -267,19 +295,24 @@ class Realtime:
         room: str | None = None,
         *,
         except_ids: Collection[str] = (),
-        overflow: str = "close",
-        key: str | None = None,
         confirm: bool = False,
         timeout: float | None = None,
+        **delivery: Unpack[DeliveryOptions],
     ) -> int:
         """Send to a room, or to everybody; return to how many: see ``RealtimeKernel.broadcast``."""
         return self.kernel.broadcast(
-            message, room, except_ids=except_ids, overflow=overflow, key=key, confirm=confirm, timeout=timeout
+            message, room, except_ids=except_ids, confirm=confirm, timeout=timeout, **delivery
         )
 
     def call(self, client_id: str, message: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """Ask a client and return its answer: see ``RealtimeKernel.call``."""
         return self.kernel.call(client_id, message, timeout=timeout)
+
+    def call_room(
+        self, room: str, message: Sendable, *, timeout: float | None = None, except_ids: Collection[str] = ()
+    ) -> RoomCall:
+        """Ask every member of a room and iterate over their answers: see ``RealtimeKernel.call_room``."""
+        return self.kernel.call_room(room, message, timeout=timeout, except_ids=except_ids)
 
     def disconnect(self, client_id: str, code: int = CloseCode.DISCONNECTED, *, reason: str = "") -> None:
         """Close a client's connection: see ``RealtimeKernel.disconnect``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import functools
 import io
 import logging
@@ -43,25 +44,38 @@ class Handshake:
 
     :param app: the app it came to.
     :param environ: its WSGI environ, without what belongs to the connection.
+    :param session: what it held then. A cookie expires and a session on the server changes while the client stays.
     """
 
     app: flask.Flask
     environ: Mapping[str, Any]
+    session: Any
 
     @classmethod
     def of(cls, app: flask.Flask, environ: Mapping[str, Any]) -> Handshake:
-        """Keep what outlives the request."""
+        """Keep what outlives the request. May wait, where sessions are on another server."""
         kept = {
             name: value
             for name, value in environ.items()
             if name not in _OF_THE_REQUEST and not name.startswith("realtime.")
         }
-        return cls(app, kept)
+        sessions = app.session_interface
+        with app.app_context():
+            session = sessions.open_session(app, app.request_class(_with_body(kept)))
+            return cls(app, kept, session if session is not None else sessions.make_null_session(app))
 
     def request_context(self) -> Any:
         """Return a new request context, as if the handshake were being handled now."""
-        body = {"wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr, "CONTENT_LENGTH": "0"}
-        return self.app.request_context({**self.environ, **body})
+        context = self.app.request_context(_with_body(self.environ))
+        session = copy.deepcopy(self.session)
+        session.modified = self.session.modified  # copying the items has set it
+        # so it is not opened again, which is what pushing does where there is none
+        setattr(context, "_session" if hasattr(context, "_session") else "session", session)  # the former from 3.2 on
+        return context
+
+
+def _with_body(environ: Mapping[str, Any]) -> dict[str, Any]:
+    return {**environ, "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr, "CONTENT_LENGTH": "0"}
 
 
 class AppScope:

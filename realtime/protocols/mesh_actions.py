@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from realtime.delivery import Delivery
+
 __all__ = [
     "Action",
     "CallAnswered",
@@ -75,8 +77,7 @@ class DeliverToRoom(Struct, frozen=True):
     room: str | None
     bodies: Mapping[str, bytes]
     except_ids: Sequence[str]
-    overflow: str
-    key: str | None
+    delivery: Delivery | None
     confirm: int | None
     mark: tuple[str, int, float] | None = None
 
@@ -87,14 +88,13 @@ class DeliverToClient(Struct, frozen=True):
     origin: str
     client: str
     bodies: Mapping[str, bytes]
-    overflow: str
-    key: str | None
+    delivery: Delivery | None
 
 
 class RunCall(Struct, frozen=True):
-    """Do what ``body`` asks for a client of ours, or of us if ``client`` is empty.
+    """Do what ``body`` asks for a client of ours, or of this node itself, where ``client`` is empty.
 
-    Then say ``core.answer(origin, token, ok, body)``.
+    Then say ``core.answer(origin, token, ok, body)``; before it with ``more=True`` what there is already.
     """
 
     origin: str
@@ -115,11 +115,12 @@ class MeshEvent(Struct, frozen=True):
 
 
 class CallAnswered(Struct, frozen=True):
-    """The answer to a call."""
+    """The answer to a call, or a part of it, after which ``more`` follows."""
 
     token: int
     ok: bool
     body: bytes
+    more: bool = False
 
 
 class CallLost(Struct, frozen=True):

@@ -8,13 +8,14 @@ the bytes that came: a length past their end is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgpack
 import msgspec
 from msgspec import Meta, Struct
 
 from realtime.config import KiB
+from realtime.delivery import Delivery
 from realtime.errors import BadMessage, MeshError, MessageTooBig
 from realtime.message import MSGPACK
 
@@ -31,6 +32,7 @@ __all__ = [
     "Delta",
     "Digest",
     "Event",
+    "ExpiringBody",
     "Joined",
     "Left",
     "News",
@@ -46,6 +48,7 @@ __all__ = [
     "decode_body",
     "decode_news",
     "encode",
+    "pack_delivery",
     "pack_metadata",
     "unpack_metadata",
 ]
@@ -59,18 +62,20 @@ _Count = Annotated[int, Meta(ge=0, lt=2**53)]
 _Bodies = Annotated[dict[str, bytes], Meta(min_length=1, max_length=8)]
 _Metadata = Annotated[bytes, Meta(max_length=METADATA_SIZE)]
 _Seconds = Annotated[float, Meta(ge=0)]
-_Overflow = Literal["close", "drop_oldest", "conflate"]
+_Key = Annotated[str, Meta(max_length=_NAME)]
 
 # One client's changes -----------------------------------------------------------------------------------
 
 
 class Came(Struct, array_like=True, frozen=True, tag=0):
-    """A client connected. ``metadata`` is packed: it is only read where somebody asks for it."""
+    """A client connected. ``metadata`` is packed: it is only read where somebody asks for it. ``key`` is that of its
+    presence, and empty where that is its id."""
 
     client: str
     metadata: _Metadata
     connected_at: _Seconds
     codec: str
+    key: _Key = ""
 
 
 class Went(Struct, array_like=True, frozen=True, tag=1):
@@ -111,6 +116,7 @@ class ClientState(Struct, array_like=True, frozen=True):
     connected_at: _Seconds
     codec: str
     rooms: list[str]
+    key: _Key = ""
 
 
 # Data: in sequence, acknowledged ---------------------------------------------------------------------------
@@ -125,8 +131,7 @@ class ToRoom(Struct, array_like=True, frozen=True, tag=0):
     room: str | None
     bodies: _Bodies
     except_ids: list[str] = []
-    overflow: _Overflow = "close"
-    key: str | None = None
+    delivery: Delivery | None = None
     confirm: int | None = None
     mark: tuple[_Name, Annotated[int, Meta(ge=1, lt=2**53)], _Seconds] | None = None
 
@@ -136,12 +141,11 @@ class ToClient(Struct, array_like=True, frozen=True, tag=1):
 
     client: str
     bodies: _Bodies
-    overflow: _Overflow = "close"
-    key: str | None = None
+    delivery: Delivery | None = None
 
 
 class Call(Struct, array_like=True, frozen=True, tag=2):
-    """A question to the node of a client; to the node itself if ``client`` is empty."""
+    """A question to the node of a client, or to a node itself, where ``client`` is empty."""
 
     token: _Count
     client: str
@@ -150,11 +154,12 @@ class Call(Struct, array_like=True, frozen=True, tag=2):
 
 
 class Answer(Struct, array_like=True, frozen=True, tag=3):
-    """What became of a call."""
+    """What became of a call; ``more`` follows if it is only a part of it."""
 
     token: _Count
     ok: bool
     body: bytes
+    more: bool = False
 
 
 class Delivered(Struct, array_like=True, frozen=True, tag=4):
@@ -237,6 +242,30 @@ class Probed(Struct, array_like=True, frozen=True, tag=2):
 
 
 News = Table | Probe | Probed
+
+
+class ExpiringBody(bytes):
+    """A packed ToRoom or ToClient with a ``ttl``, which gets shorter while it waits to be sent again."""
+
+    expires: float
+    """In seconds of the clock of ``now``."""
+
+    def renewed(self, now: float) -> bytes:
+        """Return it with what is left of its ``ttl``: as long as it was, because a float always takes 9 bytes."""
+        message: Any = _decode_body(self)
+        delivery = msgspec.structs.replace(message.delivery, ttl=max(0.0, self.expires - now))
+        return encode(msgspec.structs.replace(message, delivery=delivery))
+
+
+def pack_delivery(message: ToRoom | ToClient, expires: float | None) -> bytes:
+    """Return the body of a frame with a message to clients, which may expire."""
+    body = encode(message)
+    if expires is None:
+        return body
+    expiring = ExpiringBody(body)
+    expiring.expires = expires
+    return expiring
+
 
 encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from realtime.config import KiB
 from realtime.errors import (
     BadMessage,
     BadRoom,
@@ -21,7 +22,18 @@ from realtime.errors import (
 )
 from realtime.message import MSGPACK
 
-__all__ = ["pack_failure", "pack_question", "pack_result", "unpack_failure", "unpack_question", "unpack_result"]
+__all__ = [
+    "pack_answers",
+    "pack_failure",
+    "pack_question",
+    "pack_result",
+    "unpack_answers",
+    "unpack_failure",
+    "unpack_question",
+    "unpack_result",
+]
+
+PART = 64 * KiB  # bytes of answers that are passed on in one go
 
 _decode = msgspec.msgpack.Decoder().decode
 _REJECTS: dict[str, type[Reject]] = {
@@ -52,6 +64,38 @@ def pack_result(result: Any) -> bytes:
 def unpack_result(body: bytes) -> Any:
     """Return what was answered. Raises BadMessage."""
     return _read(body)
+
+
+def pack_answers(answers: Iterable[tuple[str, Any]]) -> Iterator[tuple[list[str], bytes]]:
+    """Yield what clients answered, a part at a time that is not longer than PART, or one answer; each with whose."""
+    clients: list[str] = []
+    packed: list[bytes] = []
+    size = 0
+    for client, result in answers:
+        failed = isinstance(result, CallFailed)
+        answer = MSGPACK.encode([client, not failed, [result.message, result.code] if failed else result])
+        if packed and size + len(answer) > PART:
+            yield clients, pack_result(packed)
+            clients, packed, size = [], [], 0
+        clients.append(client)
+        packed.append(answer)
+        size += len(answer)
+    if packed:
+        yield clients, pack_result(packed)
+
+
+def unpack_answers(packed: Any) -> list[tuple[str, Any]]:
+    """Return what a part says. Raises BadMessage."""
+    answers: list[tuple[str, Any]] = []
+    try:
+        for answer in packed:
+            client, ok, result = _read(answer)
+            if not isinstance(client, str):
+                raise TypeError("an id is a string")
+            answers.append((client, result if ok else CallFailed(str(result[0]), code=str(result[1]))))
+    except (TypeError, ValueError, IndexError):
+        raise BadMessage("a node passes on what is no answer") from None
+    return answers
 
 
 def pack_failure(error: BaseException) -> bytes:

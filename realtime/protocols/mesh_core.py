@@ -244,16 +244,16 @@ class MeshCore(Incoming):
             self._on_news(peer, event.body, now)
             return
         elif isinstance(event, ResumeReceived):
-            self._on_resume(peer, event)
+            self._on_resume(peer, event, now)
         elif isinstance(event, GapReceived):
             self._on_gap(peer, event)
         if peer.feed is not None or peer.stale or peer.session.behind:
             self._flush_changes()
-            self._peers.proceed(peer)
+            self._peers.proceed(peer, now)
 
-    def _on_resume(self, peer: Peer, event: ResumeReceived) -> None:
+    def _on_resume(self, peer: Peer, event: ResumeReceived, now: float) -> None:
         self._flush_changes()
-        if self._peers.resume(peer, event):
+        if self._peers.resume(peer, event, now):
             self._actions.append(Gap(peer.id, "in", None))
             self._replicas.on_gap(peer.id)
 

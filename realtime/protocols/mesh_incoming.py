@@ -43,8 +43,7 @@ class Incoming(Outgoing):
                 message.room,
                 message.bodies,
                 message.except_ids,
-                message.overflow,
-                message.key,
+                message.delivery,
                 message.confirm,
                 message.mark,
             )
@@ -52,14 +51,14 @@ class Incoming(Outgoing):
 
     def _on_to_client(self, peer: Peer, message: ToClient) -> None:
         self._actions.append(
-            DeliverToClient(peer.id, message.client, message.bodies, message.overflow, message.key)
+            DeliverToClient(peer.id, message.client, message.bodies, message.delivery)
         )
 
     def _on_call(self, peer: Peer, message: Call) -> None:
         self._actions.append(RunCall(peer.id, message.token, message.client, message.body, message.timeout))
 
     def _on_answer(self, peer: Peer, message: Answer) -> None:
-        self._resolved(self._pending.answered(message.token, peer.id, message.ok, message.body))
+        self._resolved(self._pending.answered(message.token, peer.id, message.ok, message.body, message.more))
 
     def _on_delivered(self, peer: Peer, message: Delivered) -> None:
         self._resolved(self._pending.delivered(message.token, peer.id, message.count))
@@ -123,6 +122,10 @@ class Incoming(Outgoing):
     def entry(self, client: str) -> dict[str, Any] | None:
         """Return a client of another node as presence shows it; None if there is none."""
         return self._replicas.entry(client)
+
+    def key(self, client: str) -> str:
+        """Return the key of the presence of a client of another node; its id if there is none."""
+        return self._replicas.key(client)
 
 
 _HANDLERS: Mapping[type, Callable[[Incoming, Peer, Any], None]] = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
 from realtime.config import KiB, MeshOptions
+from realtime.delivery import Delivery
 from realtime.errors import MessageTooBig
 from realtime.protocols.mesh_actions import Action, CallLost, ConfirmFailed
 from realtime.protocols.mesh_bodies import (
@@ -25,6 +26,7 @@ from realtime.protocols.mesh_bodies import (
     ToRoom,
     Went,
     encode,
+    pack_delivery,
     pack_metadata,
 )
 from realtime.protocols.mesh_filters import Routes
@@ -71,13 +73,16 @@ class Outgoing:
 
     # Clients of this node -------------------------------------------------------------------------------
 
-    def client_came(self, client: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str = ""
+    ) -> None:
         """A client connected to this node.
 
+        :param key: of its presence, at most 255 characters; empty where that is its id.
         :raises StateError: it is here already.
         :raises BadMessage, MessageTooBig: metadata that cannot be told to others.
         """
-        self._change(Came(client, pack_metadata(metadata), float(connected_at), codec))
+        self._change(Came(client, pack_metadata(metadata), float(connected_at), codec, key))
         if self._index.home(client) is not None:
             self._replicas.moved_here.add(client)
 
@@ -140,9 +145,10 @@ class Outgoing:
         bodies: Mapping[str, bytes],
         except_ids: Collection[str] = _NOBODY,
         *,
-        overflow: str = "close",
-        key: str | None = None,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
         mark: tuple[str, int, float] | None = None,
+        busy: Callable[[str], bool] | None = None,
         confirm: int | None = None,
         deadline: float = 0.0,
     ) -> Published:
@@ -152,7 +158,10 @@ class Outgoing:
 
         :param name: the event's, for the route filters.
         :param bodies: the encoded message by codec.
+        :param delivery: its options; ``ttl`` is what is left of it.
+        :param expires: when ``ttl`` is over, by the clock of ``now``.
         :param mark: its origin, sequence and time, in a room that keeps its history.
+        :param busy: for a volatile message: tells of a node that cannot take it now. It is dropped there.
         :param confirm: a token: each node in the result answers with Confirmed or ConfirmFailed by ``deadline``.
         :raises MessageTooBig: one of the bodies is larger than ``MeshOptions.message_size``.
         """
@@ -176,13 +185,18 @@ class Outgoing:
             if not self._routes.open and not self._routes.allow(node, name, room):
                 self.counters["filtered"] += 1
                 continue
+            if busy is not None and busy(node):
+                self.counters["dropped_volatile"] += count
+                continue
             codecs = index.codecs(node)
             if moved:
-                body = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, mark, moved)
+                body = self._pack(room, codecs, bodies, except_ids, delivery, expires, confirm, mark, moved)
             elif codecs in packed:
                 body = packed[codecs]
             else:
-                body = packed[codecs] = self._pack(room, codecs, bodies, except_ids, overflow, key, confirm, mark)
+                body = packed[codecs] = self._pack(
+                    room, codecs, bodies, except_ids, delivery, expires, confirm, mark
+                )
             if body is None:
                 self.counters["not_encoded"] += 1
                 continue
@@ -222,8 +236,8 @@ class Outgoing:
         codecs: tuple[str, ...],
         bodies: Mapping[str, bytes],
         except_ids: Collection[str],
-        overflow: str,
-        key: str | None,
+        delivery: Delivery | None,
+        expires: float | None,
         confirm: int | None,
         mark: tuple[str, int, float] | None,
         moved: Collection[str] = _NOBODY,
@@ -235,7 +249,7 @@ class Outgoing:
         self._check_size(chosen)
         elsewhere = [client for client in except_ids if client not in self._own.clients]
         elsewhere += moved
-        return encode(ToRoom(room, chosen, elsewhere, overflow, key, confirm, mark))  # type: ignore[arg-type]
+        return pack_delivery(ToRoom(room, chosen, elsewhere, delivery, confirm, mark), expires)
 
     def _check_size(self, bodies: Mapping[str, bytes]) -> None:
         most = self._options.message_size
@@ -244,14 +258,19 @@ class Outgoing:
                 raise MessageTooBig(f"a message of {len(body)} bytes; nodes take {most} (MeshOptions.message_size)")
 
     def send(
-        self, client: str, bodies: Mapping[str, bytes], *, overflow: str = "close", key: str | None = None
+        self,
+        client: str,
+        bodies: Mapping[str, bytes],
+        *,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
     ) -> bool:
-        """Send to one client of another node; False if none has it.
+        """Send to one client of another node; False if none has it. For the options see ``publish``.
 
         :raises MessageTooBig: see ``publish``.
         """
         home = self._index.home(client)
-        return home is not None and self.send_by(home, client, bodies, overflow=overflow, key=key)
+        return home is not None and self.send_by(home, client, bodies, delivery=delivery, expires=expires)
 
     def send_by(
         self,
@@ -259,8 +278,8 @@ class Outgoing:
         client: str,
         bodies: Mapping[str, bytes],
         *,
-        overflow: str = "close",
-        key: str | None = None,
+        delivery: Delivery | None = None,
+        expires: float | None = None,
     ) -> bool:
         """Send to a client that a node has, announced or not; False if there is no such node. Raises MessageTooBig."""
         peer = self._peers.known.get(node)
@@ -268,7 +287,7 @@ class Outgoing:
             return False
         self._check_size(bodies)
         self._flush_changes()
-        self._peers.send(peer, encode(ToClient(client, dict(bodies), overflow, key)))  # type: ignore[arg-type]
+        self._peers.send(peer, pack_delivery(ToClient(client, dict(bodies), delivery), expires))
         return True
 
     def call(self, token: int, client: str, body: bytes, *, timeout: float, now: float) -> bool:
@@ -283,8 +302,17 @@ class Outgoing:
         self._ask(self._peers.known[home], Call(token, client, body, timeout), now)
         return True
 
+    def members_to_ask(self, room: str, name: str, except_ids: Collection[str]) -> dict[str, list[str]]:
+        """Return who would get a message named so to a room, by the nodes they are on."""
+        wanted = {
+            node: [client for client in members if client not in except_ids]
+            for node, members in self._index.nodes_in(room).items()
+            if self._routes.open or self._routes.allow(node, name, room)
+        }
+        return {node: members for node, members in wanted.items() if members}
+
     def call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> bool:
-        """Ask a node itself something; False if there is none. CallAnswered or CallLost follows. Raises as ``call``."""
+        """Ask a node itself something; False if there is none. Otherwise as ``call``; the answer may come in parts."""
         peer = self._peers.known.get(node)
         if peer is None or not peer.joined:
             return False
@@ -305,10 +333,10 @@ class Outgoing:
         """Nobody waits for what this token stands for any more."""
         self._pending.forget(token)
 
-    def answer(self, origin: str, token: int, ok: bool, body: bytes) -> None:
-        """Say what became of a RunCall. Raises MessageTooBig."""
+    def answer(self, origin: str, token: int, ok: bool, body: bytes, *, more: bool = False) -> None:
+        """Say what became of a RunCall, or with ``more`` a part of it. Raises MessageTooBig."""
         self._check_size({"": body})
-        self._reply(origin, Answer(token, ok, body))
+        self._reply(origin, Answer(token, ok, body, more))
 
     def delivered(self, origin: str, token: int, count: int) -> None:
         """Say that a DeliverToRoom with ``confirm`` is done."""

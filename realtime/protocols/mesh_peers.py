@@ -106,7 +106,7 @@ class Peers:
         del self.known[peer.id]
         self._lost(peer, Lost(peer.session.acknowledged + 1, peer.session.sent, peer.session.lost), "gone")
 
-    def resume(self, peer: Peer, event: ResumeReceived) -> bool:
+    def resume(self, peer: Peer, event: ResumeReceived, now: float) -> bool:
         """The peer says where it is: send what it misses. Return whether it has forgotten us.
 
         :raises MeshError: it claims what cannot be.
@@ -117,14 +117,14 @@ class Peers:
         if lost is not None or (event.wanted and peer.feed is None):
             peer.stale = True
         self._counters["resumed"] += 1
-        self.proceed(peer)
+        self.proceed(peer, now)
         return lost is not None
 
-    def proceed(self, peer: Peer) -> None:
+    def proceed(self, peer: Peer, now: float) -> None:
         """Send what has waited and may go now: frames first, then pieces of a snapshot."""
         session = peer.session
         if session.behind:
-            pieces, lost = session.catch_up()
+            pieces, lost = session.catch_up(now)
             self._counters["frames_resent"] += len(pieces) // 2
             if lost is not None:
                 self._lost(peer, lost, "lost")

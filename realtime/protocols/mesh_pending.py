@@ -42,13 +42,14 @@ class Pending:
             heappush(self._deadlines, (deadline, token))
         waiting.nodes[node] = sequence
 
-    def answered(self, token: int, node: str, ok: bool, body: bytes) -> Action | None:
-        """A node answered a call; None if it was not asked, or too late."""
+    def answered(self, token: int, node: str, ok: bool, body: bytes, more: bool) -> Action | None:
+        """A node answered a call, or a part of it; None if it was not asked, or too late."""
         waiting = self._waiting.get(token)
         if waiting is None or not waiting.is_call or node not in waiting.nodes:
             return None
-        del self._waiting[token]
-        return CallAnswered(token, ok, body)
+        if not more:
+            del self._waiting[token]
+        return CallAnswered(token, ok, body, more)
 
     def delivered(self, token: int, node: str, count: int) -> Action | None:
         """A node confirmed a message; None if it was not asked, or too late."""

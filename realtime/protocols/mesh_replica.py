@@ -232,6 +232,11 @@ class Replicas:
             "connected_at": known.connected_at,
         }
 
+    def key(self, client: str) -> str:
+        """Return the key of a client's presence; its id if no node has it."""
+        node = self.index.home(client)
+        return (node is not None and self._replicas[node].state.clients[client].key) or client
+
     def state_of(self, node: str) -> NodeState | None:
         """Return what is known of a node's clients; None before its first snapshot."""
         replica = self._replicas.get(node)

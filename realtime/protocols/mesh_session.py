@@ -17,6 +17,7 @@ from itertools import islice
 
 from realtime.config import KiB, MiB
 from realtime.errors import MeshError
+from realtime.protocols.mesh_bodies import ExpiringBody
 from realtime.protocols.mesh_frames import DataReceived, ResumeReceived, ack_frame, data_header, gap_frame, resume_frame
 
 __all__ = ["ACK_DELAY", "Lost", "Session"]
@@ -127,7 +128,7 @@ class Session:
         """Whether frames wait to be sent on the present link: ``catch_up`` after the next ack."""
         return self.open and self._position < self.sent
 
-    def catch_up(self) -> tuple[list[bytes], Lost | None]:
+    def catch_up(self, now: float) -> tuple[list[bytes], Lost | None]:
         """Return what is to be sent now, in order and not copied, and what was forgotten before it could be."""
         pieces: list[bytes] = []
         lost = None
@@ -142,6 +143,8 @@ class Session:
                 break
             self._position += 1
             self._travelling += len(body) + _FRAME_COST
+            if isinstance(body, ExpiringBody):
+                body = body.renewed(now)
             pieces += (data_header(self._position, self.received, len(body)), body)
         if pieces:
             self._said_ack()

@@ -66,7 +66,7 @@ class SnapshotFeed:
 
 
 def _size_of(state: ClientState) -> int:
-    texts = len(state.client) + len(state.codec) + sum(map(len, state.rooms))
+    texts = len(state.client) + len(state.codec) + len(state.key) + sum(map(len, state.rooms))
     return _RECORD + len(state.metadata) + 4 * texts + 5 * len(state.rooms)
 
 

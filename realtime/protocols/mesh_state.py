@@ -23,13 +23,15 @@ class StateError(ValueError):
 class Client:
     """One client: what its node says of it."""
 
-    __slots__ = ("codec", "connected_at", "metadata", "rooms")
+    __slots__ = ("codec", "connected_at", "key", "metadata", "rooms")
 
-    def __init__(self, metadata: bytes, connected_at: float, codec: str) -> None:
+    def __init__(self, metadata: bytes, connected_at: float, codec: str, key: str) -> None:
         self.metadata = metadata
         """Packed."""
         self.connected_at = connected_at
         self.codec = codec
+        self.key = key
+        """Of its presence; empty where that is its id."""
         self.rooms: dict[str, None] = {}
         """In the order it joined them."""
 
@@ -60,7 +62,9 @@ class NodeState:
         if isinstance(operation, Came):
             if name in clients or len(clients) >= CLIENTS:
                 raise StateError(f"client {name!r} came, but is there, or there are {CLIENTS}")
-            client = clients[name] = Client(operation.metadata, operation.connected_at, operation.codec)
+            client = clients[name] = Client(
+                operation.metadata, operation.connected_at, operation.codec, operation.key
+            )
             self._sum += _hash_of(name, client)
         else:
             known = clients.get(name)
@@ -97,7 +101,7 @@ class NodeState:
         """Add a client as a snapshot has it; the version stays. Raises StateError."""
         if state.client in self.clients or len(self.clients) >= CLIENTS:
             raise StateError(f"client {state.client!r} is twice in a snapshot, or there are more than {CLIENTS}")
-        client = self.clients[state.client] = Client(state.metadata, state.connected_at, state.codec)
+        client = self.clients[state.client] = Client(state.metadata, state.connected_at, state.codec, state.key)
         client.rooms = dict.fromkeys(state.rooms)
         self.memberships += len(client.rooms)
         self._sum += _hash_of(state.client, client)
@@ -106,7 +110,9 @@ class NodeState:
     def states(self) -> Iterator[ClientState]:
         """Iterate over copies of all clients' states."""
         for name, client in self.clients.items():
-            yield ClientState(name, client.metadata, client.connected_at, client.codec, list(client.rooms))
+            yield ClientState(
+                name, client.metadata, client.connected_at, client.codec, list(client.rooms), client.key
+            )
 
     def digest(self) -> Digest:
         """Return what the state comes to."""
@@ -115,7 +121,7 @@ class NodeState:
 
 
 def _hash_of(name: str, client: Client) -> int:
-    said = f"{len(name)} {name}{client.connected_at!r} {client.codec} ".encode(errors="surrogatepass")
+    said = f"{len(name)} {name}{client.connected_at!r} {client.codec} {client.key}".encode(errors="surrogatepass")
     return int.from_bytes(blake2b(said + client.metadata, digest_size=8).digest(), "big")
 
 
@@ -136,7 +142,7 @@ def difference(old: NodeState, new: NodeState) -> Iterator[Operation]:
     for name, client in new.clients.items():
         before = old.clients.get(name)
         if before is None or not _is_same(client, before):
-            yield Came(name, client.metadata, client.connected_at, client.codec)
+            yield Came(name, client.metadata, client.connected_at, client.codec, client.key)
             before = None
         elif before.metadata != client.metadata:
             yield Replaced(name, client.metadata)
@@ -150,4 +156,4 @@ def difference(old: NodeState, new: NodeState) -> Iterator[Operation]:
 
 
 def _is_same(one: Client, other: Client) -> bool:
-    return one.connected_at == other.connected_at and one.codec == other.codec
+    return (one.connected_at, one.codec, one.key) == (other.connected_at, other.codec, other.key)

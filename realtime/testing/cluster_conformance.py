@@ -18,6 +18,7 @@ from realtime.errors import CallFailed, ConnectionClosed, NotConfirmed, TimedOut
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.testing.peers import PATIENCE, wait_until
+from realtime.testing.presence_conformance import LivePresenceConformance
 from realtime.toolkit import Toolkit
 from realtime.transports.base import Transport
 from realtime.transports.memory import MemoryTransport
@@ -57,7 +58,7 @@ class ClusterNodeUnderTest:
             return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=PATIENCE)
 
 
-class ClusterConformance:
+class ClusterConformance(LivePresenceConformance):
     """Subclass it in a test module, as ``class TestMine(ClusterConformance)``, and run pytest."""
 
     @abstractmethod
@@ -69,9 +70,12 @@ class ClusterConformance:
         """Have a node vanish from the cluster without a word, as when its machine dies."""
 
     @contextmanager
-    def cluster(self, count: int = 2) -> Iterator[list[ClusterNodeUnderTest]]:
-        """Run nodes that know of each other for the length of a ``with`` block, then take them down."""
-        nodes = [ClusterNodeUnderTest(joining) for joining in self.make_nodes(count)]
+    def cluster(self, count: int = 2, **options: Any) -> Iterator[list[ClusterNodeUnderTest]]:
+        """Run nodes that know of each other for the length of a ``with`` block, then take them down.
+
+        :param options: of their kernels.
+        """
+        nodes = [ClusterNodeUnderTest(joining, **options) for joining in self.make_nodes(count)]
         started: list[ClusterNodeUnderTest] = []
         try:
             for node in nodes:
@@ -252,6 +256,62 @@ class ClusterConformance:
             asked.kill()
             assert isinstance(waiting.get(timeout=PATIENCE), (ConnectionClosed, UnknownClient))
 
+    def test_members_on_every_node_are_asked_and_their_answers_come(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            excepted, refusing = nodes[1].connect(), nodes[2].connect(codec="msgpack")
+            self._join(
+                nodes, "tea", *zip(nodes, clients, strict=True), (nodes[1], excepted), (nodes[2], refusing)
+            )
+            question = {"type": "ready?", "payload": 7}
+            call = nodes[0].kernel.call_room("tea", question, except_ids=[excepted.id], timeout=PATIENCE)
+            for client in reversed(clients):
+                asked = client.receive(PATIENCE)
+                assert (asked["type"], asked["payload"], asked["room"]) == ("ready?", 7, "tea")
+                client.answer(asked, {"of": client.id})
+                assert next(call) == (client.id, {"of": client.id})  # before the others have answered
+            assert call.missing == [refusing.id]
+            refusing.refuse(refusing.receive(PATIENCE), "no", code="busy")
+            ((client_id, failure),) = call
+            assert isinstance(failure, CallFailed), failure
+            assert (client_id, failure.code, failure.message) == (refusing.id, "busy", "no")
+            assert call.missing == []
+            nodes[1].kernel.send(excepted.id, {"type": "after"})
+            assert excepted.receive(PATIENCE)["type"] == "after"
+
+    def test_members_elsewhere_that_do_not_answer_are_missing(self) -> None:
+        with self.cluster() as nodes:
+            silent, going = nodes[1].connect(), nodes[1].connect()
+            self._join(nodes, "tea", (nodes[1], silent), (nodes[1], going))
+            call = nodes[0].kernel.call_room("tea", {"type": "ready?"}, timeout=0.2)
+            going.receive(PATIENCE)
+            going.kill()
+            assert list(call) == []
+            assert sorted(call.missing) == sorted([silent.id, going.id])
+
+    def test_a_room_is_not_waited_for_when_its_last_members_node_vanishes(self) -> None:
+        with self.cluster(3) as nodes:
+            clients = [node.connect() for node in nodes]
+            self._join(nodes, "tea", *zip(nodes, clients, strict=True))
+            call = nodes[0].kernel.call_room("tea", {"type": "ready?"}, timeout=PATIENCE)
+            for client in clients[:2]:
+                client.answer(client.receive(PATIENCE), "yes")
+            clients[2].receive(PATIENCE)
+            self.vanish(nodes[2].joining)
+            assert sorted(call) == sorted((client.id, "yes") for client in clients[:2])
+            assert call.missing == [clients[2].id]
+
+    def test_many_answers_of_any_size_cross(self) -> None:
+        with self.cluster() as nodes:
+            clients = [nodes[1].connect() for _ in range(30)]
+            self._join(nodes, "tea", *((nodes[1], client) for client in clients))
+            call = nodes[0].kernel.call_room("tea", {"type": "ready?"}, timeout=PATIENCE)
+            for number, client in enumerate(clients):
+                client.answer(client.receive(PATIENCE), "x" * 10_000 * number)
+            assert {client_id: len(text) for client_id, text in call} == {
+                client.id: 10_000 * number for number, client in enumerate(clients)
+            }
+
     def test_a_client_elsewhere_can_be_disconnected(self) -> None:
         with self.cluster() as nodes:
             there = nodes[1].connect()
@@ -380,6 +440,34 @@ class ClusterConformance:
                 wait_until(lambda node=node: node.kernel.presence.get(lost.id) is None, 30)  # type: ignore[misc]
             assert [one for one in told if one[0] != here.id] == [(lost.id, ["tea"])] * 2
             assert told.count((here.id, ["tea"])) <= 1  # by the node that vanished: it has lost the others
+
+    # Delivery options ------------------------------------------------------------------------------------
+
+    def test_options_of_a_message_hold_on_its_members_nodes(self) -> None:
+        with self.cluster() as nodes:
+            there = nodes[1].connect()
+            self._join(nodes, "tea", (nodes[1], there))
+            outbox = nodes[1].kernel.hub.connections[there.id].outbox
+            kernel = nodes[0].kernel
+            there.stop_reading()
+            for number in range(3):
+                kernel.broadcast({"type": "price", "payload": number}, "tea", conflate="price:EUR")
+                kernel.send(there.id, {"type": "soon over", "payload": number}, ttl=0.001)
+                kernel.send(there.id, {"type": "good for long", "payload": number}, ttl=600)
+            while outbox.has_room():
+                kernel.broadcast({"type": "fill", "payload": "x" * 60_000}, "tea", confirm=True, timeout=PATIENCE)
+            assert kernel.broadcast({"type": "position"}, "tea", volatile=True, confirm=True, timeout=PATIENCE) == 0
+            kernel.send(there.id, {"type": "last"}, overflow="drop_oldest")
+            counters = nodes[1].kernel.hub.counters
+            there.resume_reading()
+            got: list[tuple[str, Any]] = []
+            while not got or got[-1][0] != "last":
+                message = there.receive(PATIENCE)
+                if message["type"] != "fill":
+                    got.append((message["type"], message.get("payload")))
+            good = [("good for long", number) for number in range(3)]
+            assert got == [good[0], good[1], ("price", 2), good[2], ("last", None)]
+            assert (counters["dropped_conflated"], counters["expired"], counters["dropped_volatile"]) == (2, 3, 1)
 
     # Codecs, sizes, confirmation --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -23,7 +23,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from greenlet import GreenletExit
 
-from realtime.cluster import Cluster, ClusterNode, Entry, Then
+from realtime.cluster import Cluster, ClusterNode, Entry, RoomAnswers, Then
 from realtime.cluster_node import LocalNode
 from realtime.config import MeshOptions
 from realtime.errors import ConnectionClosed, NotConfirmed, TimedOut, unknown_client
@@ -40,6 +40,9 @@ from realtime.protocols.mesh_actions import (
     ConfirmFailed,
     DeliverToClient,
     DeliverToRoom,
+    MetadataReplaced,
+    RoomJoined,
+    RoomLeft,
     RunCall,
 )
 from realtime.protocols.mesh_calls import (
@@ -52,6 +55,7 @@ from realtime.protocols.mesh_calls import (
 )
 from realtime.testing.mesh_network import MeshNetwork, NetworkNode
 from realtime.transports.base import Transport
+from realtime.transports.mesh_room_calls import NodeAnswers, ask_nodes, perform_here
 
 __all__ = ["LiveNetwork", "NetworkTransport"]
 
@@ -108,7 +112,7 @@ class NetworkCluster(Cluster):
         self._local = local
         self._hub = hub
         self._tokens = itertools.count(1)
-        self._answers: dict[int, AsyncResult[Any]] = {}
+        self._answers: dict[int, AsyncResult[Any] | NodeAnswers] = {}
         self._asked: dict[int, Then] = {}
         self._unconfirmed: dict[int, dict[str, Confirmed | ConfirmFailed]] = {}
         self._changed = Event()
@@ -118,7 +122,7 @@ class NetworkCluster(Cluster):
 
     def stop(self) -> None:
         """Answer whoever still waits, and end. Switches greenlets."""
-        for answer in self._answers.values():
+        for answer in tuple(self._answers.values()):
             answer.set_exception(ConnectionClosed(1001, "this node stops"))
         self._asked.clear()
         self._delivering.kill()
@@ -145,6 +149,10 @@ class NetworkCluster(Cluster):
             self._local.client_found(action.client, action.rooms)
         elif isinstance(action, ClientLost):
             self._local.client_lost(action.client, action.rooms)
+        elif isinstance(action, (RoomJoined, RoomLeft)):
+            self._local.member_changed(action.room, action.client)
+        elif isinstance(action, MetadataReplaced):
+            self._local.client_changed(action.client)
 
     def _deliver_all(self) -> None:
         with suppress(GreenletExit):
@@ -158,12 +166,14 @@ class NetworkCluster(Cluster):
         if isinstance(action, RunCall):
             self._hub.workers.submit(partial(self._run_call, action))
             return
+        delivery = action.delivery
+        expires = None if delivery is None or delivery.ttl is None else monotonic() + delivery.ttl
         if isinstance(action, DeliverToClient):
-            message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key)
+            message = Outbound.relayed(action.bodies, delivery=delivery, expires=expires)
             self._local.deliver_to_client(action.client, message)
             return
         mark = Mark(*action.mark) if action.mark is not None else None
-        message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key, mark=mark)
+        message = Outbound.relayed(action.bodies, delivery=delivery, expires=expires, mark=mark)
         count = self._local.deliver_to_room(action.room, message, action.except_ids)
         if action.confirm is not None:
             self._core.delivered(action.origin, action.confirm, count)
@@ -172,7 +182,11 @@ class NetworkCluster(Cluster):
     def _run_call(self, action: RunCall) -> None:
         try:
             operation, arguments = unpack_question(action.body)
-            body, ok = pack_result(self._local.perform(action.client, operation, arguments)), True
+            if action.client:
+                result = self._local.perform(action.client, operation, arguments)
+            else:
+                result = perform_here(self._core, self._local, action, operation, arguments, self._live.act)
+            body, ok = pack_result(result), True
         except Exception as error:
             body, ok = pack_failure(error), False
         self._core.answer(action.origin, action.token, ok, body)
@@ -180,9 +194,11 @@ class NetworkCluster(Cluster):
 
     # Told ----------------------------------------------------------------------------------------------------
 
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
         """A client connected to this node."""
-        self._core.client_came(client_id, metadata, connected_at, codec)
+        self._core.client_came(client_id, metadata, connected_at, codec, key)
         self._live.act()
 
     def client_went(self, client_id: str) -> None:
@@ -214,11 +230,39 @@ class NetworkCluster(Cluster):
     def publish(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
         """Send to the members of a room on other nodes."""
         bodies = {name: message.encoded(CODECS[name]) for name in self._core.codecs(room)}
-        published = self._core.publish(
-            room, message.type, bodies, except_ids, overflow=message.overflow, key=message.key, mark=message.mark
-        )
+        options = self._options(message)
+        published = self._core.publish(room, message.type, bodies, except_ids, mark=message.mark, **options)
         self._live.act()
         return published.clients
+
+    def _options(self, message: Outbound) -> dict[str, Any]:
+        """Return what the core is told of a message's delivery: by its clock."""
+        left = message.delivery_left(monotonic())
+        expires = None if left is None or left.ttl is None else self._live.network.now + left.ttl
+        return {"delivery": left, "expires": expires}
+
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Ask the members of a room on other nodes."""
+        asked = ask_nodes(
+            self._core, room, message, except_ids, timeout, answers,
+            token=lambda: next(self._tokens), deadline=timeout + CROSSING, now=self._live.network.now,
+        )  # fmt: skip
+        self._answers.update(asked)
+
+        def forget() -> None:
+            for token in asked:
+                self._answers.pop(token, None)
+                self._core.forget(token)
+
+        self._live.act()
+        return forget
 
     def publish_confirmed(
         self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
@@ -235,6 +279,7 @@ class NetworkCluster(Cluster):
                 mark=message.mark,
                 confirm=token,
                 deadline=self._live.network.now + timeout,
+                **self._options(message),
             ).nodes
             self._live.act()
             deadline = monotonic() + timeout + CROSSING
@@ -256,7 +301,7 @@ class NetworkCluster(Cluster):
         if node is None:
             return False
         bodies = {name: message.encoded(CODECS[name]) for name in self._core.codecs_of(node)}
-        sent = self._core.send(client_id, bodies, overflow=message.overflow, key=message.key)
+        sent = self._core.send(client_id, bodies, **self._options(message))
         self._live.act()
         return sent
 
@@ -314,7 +359,7 @@ class NetworkCluster(Cluster):
     def forward(self, node: str, client_id: str, message: Outbound) -> None:
         """Send to a client that a node has, whether or not the node has announced it."""
         bodies = {name: message.encoded(CODECS[name]) for name in self._core.codecs_of(node) or ("msgpack",)}
-        self._core.send_by(node, client_id, bodies, overflow=message.overflow, key=message.key)
+        self._core.send_by(node, client_id, bodies, **self._options(message))
         self._live.act()
 
     # Who is there --------------------------------------------------------------------------------------------
@@ -347,6 +392,10 @@ class NetworkCluster(Cluster):
         """Return a copy of the entry of a client of another node."""
         return self._core.entry(client_id)
 
+    def key(self, client_id: str) -> str:
+        """Return the key of the presence of a client of another node."""
+        return self._core.key(client_id)
+
 
 class NetworkTransport(Transport):
     """Makes a kernel a node of a network.
@@ -371,8 +420,8 @@ class NetworkTransport(Transport):
         cluster = self._cluster = NetworkCluster(live, node, local, hub)
         node.user = cluster.take
         hub.join_cluster(cluster)
-        for entry, codec in local.own_clients():
-            cluster.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec)
+        for entry, codec, key in local.own_clients():
+            cluster.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec, key)
             for room in entry["rooms"]:
                 cluster.room_joined(room, entry["id"])
         live.start()
@@ -387,10 +436,12 @@ class NetworkTransport(Transport):
             self._live.stop()
 
 
-def _resolve(answer: AsyncResult[Any], action: CallAnswered | CallLost) -> None:
+def _resolve(answer: AsyncResult[Any] | NodeAnswers, action: CallAnswered | CallLost) -> None:
     """Hand the outcome of a question to who asked it."""
     result, error = _outcome(action)
-    if error is None:
+    if error is None and isinstance(action, CallAnswered) and action.more and isinstance(answer, NodeAnswers):
+        answer.part(result)
+    elif error is None:
         answer.set(result)
     else:
         answer.set_exception(error)

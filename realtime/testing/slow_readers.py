@@ -74,7 +74,7 @@ class SlowReaderTests(ABC):
             while serving.counter("dropped_conflated") < 100 and number < 5_000:
                 for key in ("a", "b"):
                     position = {"type": "position", "payload": [key, number, "x" * 16 * KiB]}
-                    serving.kernel.send(id_, position, overflow="conflate", key=key)
+                    serving.kernel.send(id_, position, conflate=key)
                 number += 1
             slow.client.resume_reading()
             serving.kernel.send(id_, {"type": "last"})

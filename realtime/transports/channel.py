@@ -149,6 +149,8 @@ class Channel:
 
     def begin(self, leftover: bytes) -> None:
         """Begin to read; ``leftover`` came with the request. Called once the owner is ready."""
+        if self._ended:
+            return  # the owner, or its first messages, found it broken
         self._reader.start(self._readable)
         if self._heartbeat is not None:
             self._look(self._alive + self._heartbeat.interval)

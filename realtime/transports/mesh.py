@@ -299,8 +299,8 @@ class PeerMeshTransport(Transport):
         links = Links(engine, hello, self._secret, self.options, self._tls, hub.flusher, core.counters, refused)
         self._links = news.links = links
         hub.join_cluster(seam)
-        for entry, codec in local.own_clients():
-            seam.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec)
+        for entry, codec, key in local.own_clients():
+            seam.client_came(entry["id"], entry["metadata"], entry["connected_at"], codec, key)
             for room in entry["rooms"]:
                 seam.room_joined(room, entry["id"])
         engine.start(links)

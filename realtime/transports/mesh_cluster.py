@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from time import monotonic
 from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
 
-from realtime.cluster import Cluster, Entry, Then
+from realtime.cluster import Cluster, Entry, RoomAnswers, Then
 from realtime.codes import CloseCode
 from realtime.errors import BadMessage, ConnectionClosed, MessageTooBig, NotConfirmed, TimedOut, unknown_client
 from realtime.hub import Hub
@@ -22,6 +22,7 @@ from realtime.protocols.mesh_actions import CallAnswered, CallLost, Confirmed, C
 from realtime.protocols.mesh_calls import pack_question, unpack_failure, unpack_result
 from realtime.protocols.mesh_outgoing import Published
 from realtime.transports.mesh_engine import Engine
+from realtime.transports.mesh_room_calls import NodeAnswers, ask_nodes
 
 __all__ = ["MeshCluster"]
 
@@ -79,22 +80,25 @@ class MeshCluster(Cluster):
         self._hub = hub
         self._awaiting = awaiting
         self._tokens = itertools.count(1)
-        self._questions: dict[int, AsyncResult[Any]] = {}
+        self._questions: dict[int, AsyncResult[Any] | NodeAnswers] = {}
         self._asked: dict[int, Then] = {}
         self._confirmations: dict[int, _Confirmation] = {}
         self._unsynced: dict[str, int] = {}  # bytes sent to a client since its node last said that it has room
 
     # Told ------------------------------------------------------------------------------------------------
 
-    def client_came(self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str) -> None:
+    def client_came(
+        self, client_id: str, metadata: Mapping[str, Any], connected_at: float, codec: str, key: str
+    ) -> None:
         """A client connected to this node."""
+        key = "" if key == client_id else key
         spoken = codec if codec in CODECS else JSON.name
         core = self.engine.core
         try:
-            core.client_came(client_id, metadata, connected_at, spoken)
+            core.client_came(client_id, metadata, connected_at, spoken, key)
         except (BadMessage, MessageTooBig) as error:
             self._not_shown(client_id, error)
-            core.client_came(client_id, {}, connected_at, spoken)
+            core.client_came(client_id, {}, connected_at, spoken, key)
         self.engine.act_soon()
 
     def _not_shown(self, client_id: str, error: Exception) -> None:
@@ -147,18 +151,18 @@ class MeshCluster(Cluster):
             return Published([], 0)
         bodies = {name: message.encoded(CODECS[name]) for name in codecs}
         published = core.publish(
-            room,
-            message.type,
-            bodies,
-            except_ids,
-            overflow=message.overflow,
-            key=message.key,
-            mark=message.mark,
-            **confirm,
-        )
+            room, message.type, bodies, except_ids, busy=self._is_busy if message.volatile else None,
+            delivery=message.delivery_left(monotonic()), expires=message.expires, mark=message.mark, **confirm,
+        )  # fmt: skip
         self.engine.act()
-        self._stall(published.nodes)
+        if not message.volatile:
+            self._stall(published.nodes)
         return published
+
+    def _is_busy(self, node: str) -> bool:
+        """Tell whether a node could not have a message at once: its link is crowded, or gone for the moment."""
+        link = self.engine.links.get(node)
+        return link is None or not link.outbox.has_room()
 
     def _stall(self, nodes: Collection[str]) -> None:
         links = [link for node in nodes if (link := self.engine.links.get(node)) is not None]
@@ -189,6 +193,39 @@ class MeshCluster(Cluster):
             )
         return confirmation.delivered
 
+    def call_room(
+        self,
+        room: str,
+        message: Mapping[str, Any],
+        except_ids: Collection[str],
+        timeout: float,
+        answers: RoomAnswers,
+    ) -> Callable[[], None]:
+        """Ask the members of a room on other nodes. Stalls 5 ms at most while their links are crowded."""
+        core = self.engine.core
+        asked = ask_nodes(
+            core, room, message, except_ids, timeout, answers,
+            token=lambda: next(self._tokens), deadline=timeout + GRACE, now=monotonic(),
+        )  # fmt: skip
+        nodes = [node_answers.node for node_answers in asked.values()]
+        reading = ExitStack()
+
+        def forget() -> None:
+            reading.close()
+            for token in asked:
+                self._questions.pop(token, None)
+                core.forget(token)
+
+        self._questions.update(asked)
+        try:
+            reading.enter_context(self._awaiting(nodes))
+            self.engine.act()
+            self._stall(nodes)
+        except BaseException:
+            forget()
+            raise
+        return forget
+
     # One client ------------------------------------------------------------------------------------------
 
     def send(self, client_id: str, message: Outbound) -> bool:
@@ -201,9 +238,16 @@ class MeshCluster(Cluster):
         node = core.home(client_id)
         if node is None:
             return False
+        if message.volatile and self._is_busy(node):
+            core.counters["dropped_volatile"] += 1
+            return True
         bodies = {name: message.encoded(CODECS[name]) for name in core.codecs_of(node)}
-        if not core.send(client_id, bodies, overflow=message.overflow, key=message.key):
+        left = message.delivery_left(monotonic())
+        if not core.send(client_id, bodies, delivery=left, expires=message.expires):
             return False
+        if message.volatile:
+            self.engine.act()
+            return True
         waiting = self._unsynced[client_id] = self._unsynced.get(client_id, 0) + max(map(len, bodies.values()))
         self.engine.act()
         self._stall([node])
@@ -258,7 +302,8 @@ class MeshCluster(Cluster):
         """Send to a client that a node has, whether or not the node has announced it."""
         names = self.engine.core.codecs_of(node) or (MSGPACK.name,)
         bodies = {name: message.encoded(CODECS[name]) for name in names}
-        if not self.engine.core.send_by(node, client_id, bodies, overflow=message.overflow, key=message.key):
+        delivery, expires = message.delivery_left(monotonic()), message.expires
+        if not self.engine.core.send_by(node, client_id, bodies, delivery=delivery, expires=expires):
             self._hub.counters["relayed_to_gone"] += 1
         self.engine.act()
 
@@ -298,14 +343,16 @@ class MeshCluster(Cluster):
         if answer is None:
             return
         result, error = _outcome(action)
-        if error is None:
+        if error is None and isinstance(action, CallAnswered) and action.more and isinstance(answer, NodeAnswers):
+            answer.part(result)
+        elif error is None:
             answer.set(result)
         else:
             answer.set_exception(error)
 
     def give_up(self) -> None:
         """The node stops: nobody will answer any more."""
-        for answer in self._questions.values():
+        for answer in tuple(self._questions.values()):
             answer.set_exception(ConnectionClosed(1001, "this node stops"))
         for confirmation in self._confirmations.values():
             confirmation.done.set()
@@ -340,6 +387,10 @@ class MeshCluster(Cluster):
     def entry(self, client_id: str) -> Entry | None:
         """Return a copy of the entry of a client of another node."""
         return self.engine.core.entry(client_id)
+
+    def key(self, client_id: str) -> str:
+        """Return the key of the presence of a client of another node."""
+        return self.engine.core.key(client_id)
 
 
 def _outcome(action: CallAnswered | CallLost) -> tuple[Any, Exception | None]:

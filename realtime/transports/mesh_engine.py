@@ -29,6 +29,9 @@ from realtime.protocols.mesh_actions import (
     DeliverToRoom,
     Dial,
     EndLink,
+    MetadataReplaced,
+    RoomJoined,
+    RoomLeft,
     RunCall,
     SendFrame,
 )
@@ -37,6 +40,7 @@ from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_frames import SessionEvent
 from realtime.protocols.mesh_handshake import Hello
 from realtime.transports.mesh_links import Links, LinkUser
+from realtime.transports.mesh_room_calls import perform_here
 
 __all__ = ["Engine", "News"]
 
@@ -71,7 +75,7 @@ class Engine(LinkUser):
         self._news = news
         self._run_job = run
         self._acting = False
-        self._inbound: dict[str, deque[Action]] = {}
+        self._inbound: dict[str, deque[tuple[Action, float]]] = {}  # each with when it came
         self._settling: set[str] = set()
         self._scheduled = False
         self._written: dict[Outbox, None] = {}  # outboxes that got frames in this act
@@ -88,6 +92,9 @@ class Engine(LinkUser):
             DeliverToClient: self._queue,
             RunCall: self._queue,
             ClientMoved: lambda action: node.client_appeared(action.client, action.node),
+            RoomJoined: lambda action: node.member_changed(action.room, action.client),
+            RoomLeft: lambda action: node.member_changed(action.room, action.client),
+            MetadataReplaced: lambda action: node.client_changed(action.client),
             CallAnswered: news.resolved,
             CallLost: news.resolved,
             ClientFound: lambda action: node.client_found(action.client, action.rooms),
@@ -195,7 +202,7 @@ class Engine(LinkUser):
             link.part(action.reason, action.details)
 
     def _queue(self, action: DeliverToRoom | DeliverToClient | RunCall) -> None:
-        self._inbound.setdefault(action.origin, deque()).append(action)
+        self._inbound.setdefault(action.origin, deque()).append((action, monotonic()))
 
     # Links ---------------------------------------------------------------------------------------------
 
@@ -235,23 +242,22 @@ class Engine(LinkUser):
         self._settling.add(node)
         try:
             while inbound:
-                self._deliver(inbound.popleft())
+                self._deliver(*inbound.popleft())
         finally:
             self._settling.discard(node)
             if not inbound:
                 self._inbound.pop(node, None)
         self.act()
 
-    def _deliver(self, action: Action) -> None:
+    def _deliver(self, action: Action, came_at: float) -> None:
         try:
             if isinstance(action, DeliverToRoom):
-                mark = Mark(*action.mark) if action.mark is not None else None
-                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key, mark=mark)
+                message = _relayed(action, came_at)
                 count = self._node.deliver_to_room(action.room, message, action.except_ids)
                 if action.confirm is not None:
                     self.core.delivered(action.origin, action.confirm, count)
             elif isinstance(action, DeliverToClient):
-                message = Outbound.relayed(action.bodies, overflow=action.overflow, key=action.key)
+                message = _relayed(action, came_at)
                 self._node.deliver_to_client(action.client, message)
             elif isinstance(action, RunCall):
                 self._run_job(partial(self._run_call, action))
@@ -263,7 +269,11 @@ class Engine(LinkUser):
         """In a greenlet of its own: do what a node asks for a client of ours, and answer. Switches greenlets."""
         try:
             operation, arguments = unpack_question(action.body)
-            body, ok = pack_result(self._node.perform(action.client, operation, arguments)), True
+            if action.client:
+                result = self._node.perform(action.client, operation, arguments)
+            else:
+                result = perform_here(self.core, self._node, action, operation, arguments, self.act)
+            body, ok = pack_result(result), True
         except Exception as error:
             body, ok = pack_failure(error), False
         try:
@@ -271,3 +281,10 @@ class Engine(LinkUser):
         except MessageTooBig as error:
             self.core.answer(action.origin, action.token, False, pack_failure(error))
         self.act()
+
+
+def _relayed(action: DeliverToRoom | DeliverToClient, came_at: float) -> Outbound:
+    delivery = action.delivery
+    expires = None if delivery is None or delivery.ttl is None else came_at + delivery.ttl
+    mark = Mark(*action.mark) if isinstance(action, DeliverToRoom) and action.mark is not None else None
+    return Outbound.relayed(action.bodies, delivery=delivery, expires=expires, mark=mark)

@@ -213,6 +213,8 @@ class Upgrades:
             channel.on_end(on_end)
         owner, outbox = self._opener.owner_of(Opening(channel, request, accepted, identity))
         channel.attach(owner, outbox, accepted.response)
+        if not channel.is_open:  # the peer was gone before it had the answer
+            return channel
         self._opener.opened(owner)
         channel.begin(leftover)
         if self._draining:  # it came before the port was closed: served like those before it, and told the same

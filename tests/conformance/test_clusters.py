@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,12 +12,43 @@ from mesh_proxy import LoopbackNetwork
 from realtime import MeshOptions, PeerMeshTransport
 from realtime.testing import ClusterConformance
 from realtime.testing.network_cluster import LiveNetwork, NetworkTransport
+from realtime.testing.presence_conformance import FAST, ClusterWatcher
 from realtime.transports.base import Transport
 
 HASTY = MeshOptions(ping=0.05, suspect=0.3, down=0.6, backoff=0.05, backoff_max=0.1)
 
 
-class TestPeerMesh(ClusterConformance):
+class MeshConformance(ClusterConformance):
+    """What nodes must do that find each other again."""
+
+    @abstractmethod
+    def heal(self) -> None:
+        """Have nodes that vanished come back."""
+
+    def test_watchers_on_both_sides_of_a_partition_see_one_leave_and_one_join(self) -> None:
+        with self.cluster(limits=FAST) as nodes:
+            watchers = [ClusterWatcher(node) for node in nodes]
+            brief = [node.connect() for node in nodes]
+            for node, client in zip(nodes, brief, strict=True):
+                node.kernel.rooms.join("tea", client.id)
+            for watcher in watchers:
+                watcher.sees(*watchers, *brief)
+            self.vanish(nodes[1].joining)
+            for watcher, client in zip(watchers, brief, strict=True):
+                watcher.sees(watcher, client)
+            for client in brief:
+                client.close()
+            late = nodes[1].connect(identity="ada")
+            nodes[1].kernel.rooms.join("tea", late.id)
+            self.heal()
+            for watcher in watchers:
+                watcher.sees(*watchers, late)
+                other = watchers[0] if watcher is watchers[1] else watchers[1]
+                assert {other.id, *(client.id for client in brief)} <= set(watcher.view.leaves)
+                assert watcher.view.joins.count("ada") - watcher.view.leaves.count("ada") == 1
+
+
+class TestPeerMesh(MeshConformance):
     network: LoopbackNetwork
 
     @pytest.fixture(autouse=True)
@@ -40,8 +72,11 @@ class TestPeerMesh(ClusterConformance):
         self.network.cut(joining.node_id, "*")
         self.network.cut("*", joining.node_id)
 
+    def heal(self) -> None:
+        self.network.heal()
 
-class TestInMemory(ClusterConformance):
+
+class TestInMemory(MeshConformance):
     def make_nodes(self, count: int) -> Sequence[Transport]:
         self.live = LiveNetwork(HASTY)
         return [NetworkTransport(self.live, f"node-{number}", seeds=["node-0"]) for number in range(count)]
@@ -50,6 +85,9 @@ class TestInMemory(ClusterConformance):
         assert isinstance(joining, NetworkTransport)
         others = self.live.network.nodes.keys() - {joining.node_id}
         self.live.network.partition([joining.node_id], others)
+
+    def heal(self) -> None:
+        self.live.network.heal()
 
 
 def port_of(nodes: Sequence[Any], number: int) -> Callable[[], int]:

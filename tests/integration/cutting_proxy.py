@@ -22,12 +22,15 @@ class _Way:
     def __init__(self, client: gevent.socket.socket, server: gevent.socket.socket) -> None:
         self.client = client
         self.server = server
+        self.pumps: list[gevent.Greenlet[..., None]] = []
         self.silent = False
         """Nothing passes any more, and the server is not told."""
         self.lost = False
         """Nothing passes any more, and nobody is told."""
 
     def close(self) -> None:
+        """End it on both sides, or on the client's if it is silent; with RST where that was asked for."""
+        gevent.killall(self.pumps)  # before their sockets: libev does not take descriptors that are closed
         self.client.close()
         if not self.silent:
             self.server.close()
@@ -67,12 +70,15 @@ class CuttingProxy:
 
         :param silently: for the clients alone; the server goes on believing that they are there.
         """
-        for way in self._ways:
-            way.silent = way.silent or silently
-            _reset(way.client)
-            if not way.silent:
-                _reset(way.server)
-        self._ways = [way for way in self._ways if way.silent]
+        for way in self._ways[:]:
+            if way.silent:
+                continue
+            way.silent = silently
+            if not silently:
+                self._ways.remove(way)
+                _reset_on_close(way.server)
+            _reset_on_close(way.client)
+            way.close()
 
     def fall_silent(self) -> None:
         """Pass nothing more on for those that are connected, and tell neither side."""
@@ -94,29 +100,25 @@ class CuttingProxy:
             return
         way = _Way(client, server)
         self._ways.append(way)
-        there = self._pumps.spawn(self._pump, way, client, server)
-        back = self._pumps.spawn(self._pump, way, server, client)
+        way.pumps = [self._pumps.spawn(self._pump, way, *ends) for ends in ((client, server), (server, client))]
         try:
-            gevent.joinall([there, back])
+            gevent.joinall(way.pumps)
         finally:
-            gevent.killall([there, back])
             way.close()
 
     def _pump(self, way: _Way, source: gevent.socket.socket, target: gevent.socket.socket) -> None:
         """Pass bytes on, in pieces that end anywhere."""
         try:
-            while (data := source.recv(self._random.choice((7, 100, 5000, 65536)))) and not way.silent:
+            while data := source.recv(self._random.choice((7, 100, 5000, 65536))):
                 if not way.lost:
                     target.sendall(data)
-            if not way.silent:
-                target.shutdown(gevent.socket.SHUT_WR)
+            target.shutdown(gevent.socket.SHUT_WR)
         except OSError:
             pass
 
 
-def _reset(sock: gevent.socket.socket) -> None:
+def _reset_on_close(sock: gevent.socket.socket) -> None:
     try:
         sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, _RESET)
     except OSError:
         pass  # closed already
-    sock.close()

@@ -26,7 +26,7 @@ AT = r"(http://127\.0\.0\.1:(\d+))"
 SERVERS = {
     "python": ["flask_site.py"],
     "flask run": ["-m", "flask", "--app", "flask_site", "run", "--port", "0"],
-    "gunicorn": ["-m", "gunicorn", "-k", "gevent", "-b", "127.0.0.1:0", "flask_site:app"],
+    "gunicorn": ["-m", "gunicorn", "-k", "gevent", "-b", "127.0.0.1:0", "--no-control-socket", "flask_site:app"],
 }
 
 
@@ -56,11 +56,12 @@ class Site:
         """Return the cookie."""
         return self.get(f"/login/{name}")[2]
 
-    def connect(self, cookie: str, query: str = "") -> ClientConnection:
+    def connect(self, cookie: str, query: str = "", **options: Any) -> ClientConnection:
         made: ClientConnection = module("websockets.sync.client").connect(
             self.url.replace("http", "ws") + "/realtime" + query,
             additional_headers={"Cookie": cookie},
             open_timeout=PATIENCE,
+            **options,
         )
         return made
 
@@ -164,6 +165,20 @@ def test_the_debugger_and_the_reloader_work(tmp_path: Path) -> None:
             assert ask(ada, "who")["result"][0] == "ada"
         program.stop()
         assert not [line for line in program.output if "Traceback" in line][1:]  # that of /broken
+
+
+def test_messagepack_is_agreed_on_where_gevent_websocket_answers_the_handshake() -> None:
+    msgpack = module("msgpack")
+    worker = f"{module('geventwebsocket').__name__}.gunicorn.workers.GeventWebSocketWorker"
+    command = ["-m", "gunicorn", "-k", worker, "-b", "127.0.0.1:0", "--no-control-socket", "flask_site:app"]
+    with Program(*command, cwd=HERE) as program:
+        site = Site(program)
+        with site.connect(site.login("ada"), subprotocols=["realtime.msgpack.v1"]) as ada:
+            assert ada.subprotocol == "realtime.msgpack.v1"
+            ada.send(msgpack.packb({"type": "who", "ack": 1}))
+            answer = msgpack.unpackb(ada.recv(timeout=PATIENCE))
+            assert answer["payload"]["result"] == ["ada", "ada", "hello ada", None, False]
+        program.stop(signal.SIGTERM)
 
 
 def answered(action: Callable[[], Any], wanted: Callable[[Any], bool] = lambda answer: True) -> None:

@@ -162,6 +162,7 @@ const options: Options = { backoff: { max: 30 }, queue: { messages: 10 }, trace 
 const client: RealtimeClient = connect("ws://localhost/realtime", options);
 
 client.on("client:state", (state: State) => console.log(state.name, state.retryIn?.toFixed(1)));
+client.on("client:recovered", ({ room, recovered, replayed }) => console.log(room.length, recovered, replayed));
 client.on("client:left", ({ room, code }) => console.log(room.length, code.length));
 const off: () => void = client.on("chat:message", (payload: { body: string }, message: Message) => {
   console.log(payload.body.length, message.room?.length);
@@ -175,6 +176,9 @@ async function talk(): Promise<number> {
   const answer: Answer<{ total: number }, string> = client.call("log:tail", null, { timeout: 3 });
   for await (const line of answer) console.log(line.toUpperCase());
   const { members, total } = await client.join("lobby");
+  const { cursor } = await client.join("chat:7", { since: client.cursor("chat:7") ?? undefined });
+  const { messages, more } = await client.history("chat:7", { limit: 10, since: cursor });
+  console.log(messages[0]?.type.length, more);
   await client.presence.update({ name: "Ada" });
   const here = await client.presence.list("lobby");
   console.log(members[0]?.id, total, here.total, client.id?.length, client.heartbeat?.interval);

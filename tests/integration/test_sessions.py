@@ -339,7 +339,7 @@ def test_messages_keep_their_policies_while_their_client_is_away(in_thread: InTh
         for number in range(100):
             rig.kernel.send(own, {"type": "log", "payload": [number, "x" * 1000]}, overflow="drop_oldest")
         for number in range(100):
-            rig.kernel.send(own, {"type": "price", "payload": number}, overflow="conflate", key="EUR")
+            rig.kernel.send(own, {"type": "price", "payload": number}, conflate="EUR")
         rig.kernel.send(own, {"type": "end"})
         assert in_thread(peer.resume)["resumed"]
         got = []

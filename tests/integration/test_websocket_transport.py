@@ -121,6 +121,30 @@ def test_a_refused_client_gets_an_http_answer_and_never_connects(start: Start, e
     assert kernel.stats()["counters"].get("connected", 0) == 0
 
 
+def test_a_client_that_is_gone_before_it_is_answered_never_connects(start: Start) -> None:
+    asked, answer = Event(), Event()
+    seen: list[str] = []
+
+    def authenticate(request: Any) -> str:
+        asked.set()
+        answer.wait(DEADLINE)
+        return "ann"
+
+    kernel, port = start(authenticate=authenticate)
+    kernel.on("client:connected", lambda message, context, toolkit: seen.append(context.identity))
+    client = RawClient(port)
+    client.send(request("/realtime"))
+    assert asked.wait(DEADLINE)
+    client.reset()
+    answer.set()
+    later = RawClient(port)
+    later.upgrade("/realtime")
+    assert call(later, {"type": "who"})["identity"] == "ann"
+    assert seen == ["ann"]
+    assert kernel.stats()["clients"] == len(kernel.presence.list()) == 1
+    later.close()
+
+
 def test_an_authenticate_that_takes_too_long_is_answered(start: Start) -> None:
     _, port = start(authenticate=lambda request: gevent.sleep(DEADLINE), limits=Limits(handshake=0.1))
     head, _ = answer_of(port, request("/realtime"))

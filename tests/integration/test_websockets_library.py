@@ -14,7 +14,7 @@ import pytest
 from gevent.event import AsyncResult, Event
 from requirements import module
 
-from realtime import Heartbeat, Limits, RealtimeKernel, WebSocketTransport
+from realtime import CallFailed, Heartbeat, Limits, RealtimeKernel, WebSocketTransport
 from realtime.transports.websocket import PlainServer, WebSocket, serve
 
 if TYPE_CHECKING:
@@ -303,6 +303,46 @@ def test_the_client_learns_how_the_kernel_disconnected_it(
             assert closing_code(client) == (code, reason)
 
     in_thread(scenario, url_of(kernel))
+
+
+def test_a_room_is_asked_and_its_members_moves_are_made_one_at_a_time(start: Serve, in_thread: InThread) -> None:
+    kernel = start()
+    making: list[Any] = []
+    made: list[int] = []
+
+    @kernel.on("move", serial="room")
+    def move(message: Any, context: Any, toolkit: Any) -> int:
+        making.append(message.payload)
+        assert making == [message.payload]
+        gevent.sleep(0.001)
+        making.clear()
+        made.append(message.payload)
+        return len(made)
+
+    @kernel.on("vote")
+    def vote(message: Any, context: Any, toolkit: Any) -> Any:
+        answers = toolkit.rooms.call("tea", {"type": "yes?"}, timeout=PATIENCE, except_self=True)
+        return sorted(answer.code if isinstance(answer, CallFailed) else answer for _, answer in answers)
+
+    def play(url: str) -> tuple[list[int], Any]:
+        with connect(url) as ann, connect(url) as bob, connect(url) as cyd:
+            for client in (ann, bob, cyd):
+                joined(client)
+            for number in range(30):
+                send((ann, bob, cyd)[number % 3], "move", payload=number, room="tea", ack=number)
+            counts = [receive(client)["payload"]["result"] for _ in range(10) for client in (ann, bob, cyd)]
+            send(ann, "vote", ack="vote")
+            send(bob, "system:ack", payload={"ack": receive(bob)["ack"], "result": "yes"})
+            refusal = {"ack": receive(cyd)["ack"], "code": "abstains", "message": "no"}
+            send(cyd, "system:error", payload=refusal)
+            return counts, receive(ann)["payload"]["result"]
+
+    counts, votes = in_thread(play, url_of(kernel))
+    assert sorted(counts) == list(range(1, 31))
+    assert [[number for number in made if number % 3 == who] for who in range(3)] == [
+        list(range(who, 30, 3)) for who in range(3)
+    ]
+    assert votes == ["abstains", "yes"]
 
 
 def test_a_stopping_kernel_tells_clients_when_to_come_back(start: Serve, in_thread: InThread) -> None:

@@ -10,7 +10,6 @@ import pytest
 from gevent.event import Event
 
 from realtime.expiry import Expiry
-from realtime.signaling.calls import reason_of_end
 
 PATIENCE = 60.0
 
@@ -95,15 +94,3 @@ def test_a_failure_is_logged_and_does_not_end_it(
     due.called.clear()
     assert due.called.wait(PATIENCE)
     assert "cannot expire" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("codes", "reason"),
-    [
-        ((1000, 1001, 1005), "closed"),
-        ((1002, 1003, 1006, 1007, 1009, 1011, 4009), "lost"),
-        ((1008, 3000, 4000, 4008, 4013, 4500, 4501, 4503, 4999), "disconnected"),
-    ],
-)
-def test_the_reason_of_a_bye_follows_from_the_close_code(codes: tuple[int, ...], reason: str) -> None:
-    assert {code: reason_of_end(code) for code in codes} == dict.fromkeys(codes, reason)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_middleware_shares_its_contexts_with_the_handlers(realtime: Realtime, ap
             yield str(g.user)
 
     client = connect(name="Ada")
+    ended.clear()  # of the context that the handshake's session was opened in
     assert ask(client, "stream")["items"] == ["Ada", "Ada"]
     assert ended == ["Ada"]
     assert ask(client, "who")["result"] == "Ada"
@@ -319,6 +321,32 @@ def test_a_changed_session_is_not_saved_and_that_is_said_once(
     said = [record.message for record in caplog.records if "flask.session" in record.message]
     assert len(said) == 1
     assert f"{rename.__qualname__} changed flask.session['name']: that is not saved" in said[0]
+
+
+def test_the_session_stays_that_of_the_handshake_when_the_cookie_expires(
+    realtime: Realtime, app: Flask, connect: Connect
+) -> None:
+    seen: list[Any] = []
+
+    @realtime.on("who")
+    def who(message: Message, context: Context, toolkit: Toolkit) -> None:
+        seen.append((session.get("name"), list(session["basket"])))
+        session["basket"].append("of one message")
+
+    ada = connect(name="ada", basket=["tea"])
+    app.permanent_session_lifetime = timedelta(seconds=-1)  # as if it had passed
+    for _ in range(2):
+        ada.call("who")
+    assert seen == [("ada", ["tea"])] * 2
+
+
+def test_a_session_that_cannot_be_written_is_none_to_handlers_either(realtime: Realtime) -> None:
+    keyless = Flask("keyless")
+    made = Handshake.of(keyless, keyless.test_request_context("/realtime").request.environ)
+    with made.request_context():
+        assert session.get("name") is None
+        with pytest.raises(RuntimeError, match="secret"):
+            session["name"] = "ada"
 
 
 def test_a_client_without_a_handshake_gets_an_app_context_alone(realtime: Realtime, running: KernelTest) -> None:

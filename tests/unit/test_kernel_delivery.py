@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gevent
 import pytest
 
 from realtime import (
@@ -280,18 +281,18 @@ def test_conflation_keeps_the_newest_of_each_key(small: KernelTest) -> None:
     for number in range(50):
         for key in ("a", "b"):
             message = {"type": "position", "payload": [key, number]}
-            small.kernel.broadcast(message, overflow="conflate", key=key)
+            small.kernel.broadcast(message, conflate=key)
     client.resume_reading()
     small.settle()
     assert [message["payload"] for message in client.received] == [["a", 49], ["b", 49]]
     assert small.kernel.stats()["counters"]["dropped_conflated"] == 98
 
 
-def test_every_way_of_sending_takes_an_overflow_policy(small: KernelTest) -> None:
+def test_every_way_of_sending_takes_delivery_options(small: KernelTest) -> None:
     @small.kernel.on("go")
     def go(message: Any, context: Any, toolkit: Any) -> None:
         for number in range(5):
-            options = {"overflow": "conflate", "key": "k"}
+            options = {"conflate": "k"}
             toolkit.reply(big(number), **options)
             toolkit.send(context.id, big(number), **options)
             toolkit.send([context.id], big(number), **options)
@@ -308,13 +309,39 @@ def test_every_way_of_sending_takes_an_overflow_policy(small: KernelTest) -> Non
     assert [message["payload"][0] for message in client.received] == [4]
 
 
-@pytest.mark.parametrize(
-    ("overflow", "key"), [("drop", None), ("conflate", None), ("close", "k"), ("drop_oldest", "k")]
-)
-def test_an_overflow_policy_that_makes_no_sense_is_refused(small: KernelTest, overflow: str, key: str | None) -> None:
+def test_delivery_options_that_make_no_sense_are_refused(small: KernelTest) -> None:
     client = small.connect()
-    with pytest.raises(BadMessage, match="overflow="):
-        small.kernel.send(client.id, NEWS, overflow=overflow, key=key)
+    with pytest.raises(BadMessage, match="ttl=-1"):
+        small.kernel.send(client.id, NEWS, ttl=-1)
+    with pytest.raises(TypeError, match="key"):
+        small.kernel.broadcast(NEWS, key="k")  # type: ignore[call-arg]
+
+
+def test_a_volatile_message_parks_nobody_and_is_not_counted_where_it_was_dropped(small: KernelTest) -> None:
+    slow, healthy = small.connect(), small.connect()
+    slow.stop_reading()
+    for number in range(20):
+        small.kernel.send(slow.id, big(number), overflow="drop_oldest")
+    small.settle()
+    assert small.kernel.broadcast(NEWS, volatile=True) == 1
+    small.kernel.send(slow.id, NEWS, volatile=True)
+    counters = small.kernel.stats()["counters"]
+    assert ("stalls" in counters, counters["dropped_volatile"]) == (False, 2)
+    small.settle()
+    assert [message["type"] for message in healthy.received] == ["news"]
+
+
+def test_what_expires_while_a_client_does_not_read_never_reaches_it(small: KernelTest) -> None:
+    client = small.connect()
+    client.stop_reading()
+    small.kernel.send(client.id, big(1), ttl=0.001)
+    small.kernel.send(client.id, big(2), ttl=60)
+    small.kernel.send(client.id, big(3))
+    gevent.sleep(0.005)  # longer than it is of use
+    client.resume_reading()
+    small.settle()
+    assert [message["payload"][0] for message in client.received] == [2, 3]
+    assert small.kernel.stats()["counters"]["expired"] == 1
 
 
 def test_a_reader_that_comes_back_in_time_loses_nothing() -> None:

@@ -169,9 +169,9 @@ def test_a_wait_has_one_deadline_however_many_messages_middleware_stops(kernel_t
 def test_conflation_keeps_the_order_of_what_is_left(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
     kernel = kernel_test.kernel
-    kernel.broadcast({"type": "price", "payload": 1}, overflow="conflate", key="p")
+    kernel.broadcast({"type": "price", "payload": 1}, conflate="p")
     kernel.broadcast({"type": "news"})
-    kernel.broadcast({"type": "price", "payload": 2}, overflow="conflate", key="p")
+    kernel.broadcast({"type": "price", "payload": 2}, conflate="p")
     assert [client.receive()["type"] for _ in range(2)] == ["news", "price"]
     assert kernel.stats()["counters"]["dropped_conflated"] == 1
 

@@ -17,7 +17,7 @@ ROOT = Path(realtime.__file__).parent
 # Inner layers first. A module may import from its own layer and from inner ones. A name stands for the module and
 # all below it; the longest one that fits counts.
 LAYERS = [
-    ["errors", "codes", "config", "message", "events"],
+    ["errors", "codes", "config", "delivery", "message", "events"],
     [
         "protocols",
         "cluster",
@@ -25,7 +25,9 @@ LAYERS = [
         "room_log",
         "rooms",
         "room_rules",
+        "room_watch",
         "presence",
+        "presence_diff",
         "routing",
         "session_ring",
         "session_wire",
@@ -41,9 +43,12 @@ LAYERS = [
         "history",
         "hub",
         "kernel",
+        "lanes",
+        "live_presence",
         "outbox",
         "recovery",
         "requests",
+        "room_calls",
         "session_moves",
         "sessions",
         "startup",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realtime.errors import BadMessage
-from realtime.message import JSON, MSGPACK, Codec, Droppable, Message, Outbound, Wire
+from realtime.message import JSON, MSGPACK, Codec, Message, Outbound, Wire
 from realtime.testing.hostile import BAD_JSON, BAD_MSGPACK
 
 NOW = 1_700_000_000_000
@@ -218,22 +218,3 @@ def test_it_is_encoded_once_per_codec_and_finished_once_per_wire() -> None:
     assert frames[0] is frames[2]
     assert frames[1] is frames[3]
     assert frames[0] == b'frame:{"type":"news","timestamp":%d}' % NOW
-
-
-def test_only_droppable_messages_become_droppable_frames() -> None:
-    wire = Wire(JSON, lambda payload: payload)
-    assert type(Outbound({"type": "x"}, NOW).finished(wire)) is bytes
-    dropped = Outbound({"type": "x"}, NOW, overflow="drop_oldest").finished(wire)
-    conflated = Outbound({"type": "x"}, NOW, overflow="conflate", key="k").finished(wire)
-    assert isinstance(dropped, Droppable)
-    assert isinstance(conflated, Droppable)
-    assert (dropped.key, conflated.key) == (None, "k")
-
-
-@pytest.mark.parametrize(
-    ("overflow", "key"),
-    [("drop", None), ("", None), ("conflate", None), ("close", "k"), ("drop_oldest", "k")],
-)
-def test_an_overflow_policy_that_makes_no_sense_is_refused(overflow: str, key: str | None) -> None:
-    with pytest.raises(BadMessage, match="overflow="):
-        Outbound({"type": "x"}, NOW, overflow=overflow, key=key)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import gevent
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.config import Limits
-from realtime.message import Droppable
+from realtime.delivery import Delivery, Perishable
 from realtime.outbox import CONTROL_ROOM, FLUSH_AT, WRITE_AT_ONCE, Flusher, Outbox
 
 
@@ -81,10 +83,15 @@ class Bench:
         self.outbox.resume()
 
 
-def droppable(data: bytes, key: str | None = None) -> Droppable:
-    frame = Droppable(data)
-    frame.key = key
+def perishable(data: bytes, expires: float | None = None, **options: Any) -> Perishable:
+    frame = Perishable(data)
+    frame.delivery = Delivery(**options)
+    frame.expires = expires
     return frame
+
+
+def droppable(data: bytes, key: str | None = None) -> Perishable:
+    return perishable(data, conflate=key) if key is not None else perishable(data, overflow="drop_oldest")
 
 
 # Flushing ---------------------------------------------------------------
@@ -394,12 +401,143 @@ def test_conflation_with_something_that_does_not_fit_drops_it_and_what_it_replac
     assert bench.outbox.size == 90
 
 
-_frames = st.tuples(st.sampled_from(["plain", "drop", "a", "b"]), st.integers(1, 40))
+def test_a_volatile_frame_is_dropped_above_the_high_water_mark() -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(b"x" * 75)
+    bench.loop.turn()
+    assert bench.outbox.put(perishable(b"a" * 20, volatile=True)) is True  # up to the mark it waits like others
+    assert bench.outbox.put(perishable(b"b", volatile=True)) is False
+    assert bench.counters == {"dropped_volatile": 1}
+    bench.open_up()
+    assert bench.sink.written == b"x" * 75 + b"a" * 20
+    assert bench.outbox.put(perishable(b"c", volatile=True)) is True
+
+
+def test_a_volatile_frame_that_does_not_fit_is_dropped_and_drops_nothing_else() -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(droppable(b"a" * 70))
+    bench.loop.turn()
+    assert bench.outbox.put(perishable(b"b" * 40, volatile=True)) is False
+    assert bench.counters == {"dropped_volatile": 1}
+
+
+def test_a_volatile_frame_that_waits_makes_room_for_one_that_drops_the_oldest() -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(perishable(b"a" * 40, volatile=True))
+    bench.loop.turn()
+    assert bench.outbox.put(droppable(b"b" * 80)) is True
+    assert bench.counters == {"dropped_oldest": 1}
+
+
+def test_a_socket_that_still_takes_bytes_takes_volatile_frames() -> None:
+    bench = Bench()
+    for _ in range(10):
+        assert bench.outbox.put(perishable(b"x" * 60, volatile=True)) is True
+    bench.loop.turn()
+    assert bench.sink.written == b"x" * 600
+
+
+class Clock(SimpleNamespace):
+    """In place of the module ``time``."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("realtime.outbox.time", clock)
+    return clock
+
+
+def test_what_expires_while_it_waits_is_not_written(clock: Clock) -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(b"first ")
+    bench.outbox.put(perishable(b"soon ", 101.0, ttl=1.0))
+    bench.outbox.put(perishable(b"later ", 105.0, ttl=5.0))
+    bench.outbox.put(b"last ")
+    bench.loop.turn()
+    clock.now = 101.0
+    bench.open_up(0)
+    assert bench.outbox.size == len(b"first later last ")
+    assert bench.counters == {"expired": 1}
+    clock.now = 104.9
+    bench.open_up()
+    assert bench.sink.written == b"first later last "
+    assert bench.counters == {"expired": 1}
+
+
+def test_what_has_expired_before_is_not_taken(clock: Clock) -> None:
+    bench = Bench()
+    assert bench.outbox.put(perishable(b"late", 100.0, ttl=1.0)) is False
+    bench.loop.turn()
+    assert (bench.sink.written, bench.counters) == (b"", {"expired": 1})
+
+
+def test_what_has_expired_makes_room_before_the_connection_is_cut(clock: Clock) -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(perishable(b"a" * 80, 101.0, ttl=1.0))
+    bench.loop.turn()
+    clock.now = 102.0
+    assert bench.outbox.put(b"b" * 60) is True
+    assert bench.sink.told == ["watch"]
+    assert bench.counters == {"expired": 1}
+    assert bench.outbox.size == 60
+
+
+def test_what_has_expired_is_no_reason_to_wait(clock: Clock) -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(perishable(b"a" * 80, 101.0, ttl=1.0))
+    bench.loop.turn()
+    assert not bench.outbox.has_room()
+    clock.now = 102.0
+    assert bench.outbox.has_room()
+
+
+def test_a_ttl_alone_lets_nobody_drop_the_message(clock: Clock) -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(perishable(b"a" * 80, 101.0, ttl=1.0))
+    bench.loop.turn()
+    assert bench.outbox.put(perishable(b"b" * 60, 101.0, ttl=1.0)) is False
+    assert bench.sink.told == ["watch", "overflowed"]
+
+
+def test_a_half_sent_frame_does_not_expire(clock: Clock) -> None:
+    bench = Bench(room=1)
+    bench.outbox.put(perishable(b"abc", 101.0, ttl=1.0))
+    bench.loop.turn()
+    clock.now = 102.0
+    bench.open_up()
+    assert bench.sink.written == b"abc"
+
+
+_kinds = ["plain", "drop", "a", "b", "volatile", "ttl"]
+_frames = st.tuples(st.sampled_from(_kinds), st.integers(1, 40))
+
+
+def _frame_of(kind: str, data: bytes, now: float) -> bytes:
+    if kind == "plain":
+        return data
+    if kind == "volatile":
+        return perishable(data, volatile=True)
+    if kind == "ttl":
+        return perishable(data, now + len(data) / 10, ttl=len(data) / 10)
+    return droppable(data, None if kind == "drop" else kind)
 
 
 @settings(max_examples=300)
 @given(st.lists(st.one_of(_frames, st.integers(0, 60)), max_size=60))
 def test_whatever_happens_the_outbox_is_bounded_and_counts_every_frame(steps: list[tuple[str, int] | int]) -> None:
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("realtime.outbox.time", clock)
+        _whatever_happens(steps, clock)
+
+
+def _whatever_happens(steps: list[tuple[str, int] | int], clock: Clock) -> None:
     bench = Bench(limit=100, room=0)
     put = whole = 0
     for step in steps:
@@ -409,10 +547,8 @@ def test_whatever_happens_the_outbox_is_bounded_and_counts_every_frame(steps: li
             kind, length = step
             frame = bytes([length]) * length
             put += 1
-            if kind == "plain":
-                bench.outbox.put(frame)
-            else:
-                bench.outbox.put(droppable(frame, None if kind == "drop" else kind))
+            bench.outbox.put(_frame_of(kind, frame, clock.now))
+        clock.now += 0.5
         bench.loop.turn()
         assert 0 <= bench.outbox.size <= 100
         assert bench.outbox.size == sum(map(len, bench.outbox._frames))

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from realtime.message import JSON, MSGPACK, Droppable, Wire
+from realtime.delivery import Delivery, Perishable
+from realtime.message import JSON, MSGPACK, Wire
 from realtime.protocols.deflate import compress_once, inflate_once
 from realtime.protocols.frames import binary_frame, payload_of, text_frame
 from realtime.session_ring import Ring
@@ -89,10 +90,10 @@ def test_what_was_compressed_once_is_inflated(payload: bytes, window_bits: int) 
 
 def test_a_frame_of_another_codec_keeps_every_key_and_its_policy() -> None:
     text, binary = Wire(JSON, text_frame, payload_of), Wire(MSGPACK, binary_frame, payload_of)
-    frame = Droppable(text_frame(b'{"type":"price","payload":{"a":[1,null]},"timestamp":5,"cursor":"c"}'))
-    frame.key = "EUR"
+    frame = Perishable(text_frame(b'{"type":"price","payload":{"a":[1,null]},"timestamp":5,"cursor":"c"}'))
+    frame.delivery, frame.expires = Delivery(conflate="EUR"), 7.0
     there = changed(frame, text, binary)
-    assert isinstance(there, Droppable)
-    assert there.key == "EUR"
+    assert isinstance(there, Perishable)
+    assert (there.delivery.conflate, there.expires) == ("EUR", 7.0)
     back = changed(there, binary, text)
     assert back == frame

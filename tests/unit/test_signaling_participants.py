@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realtime.signaling.calls import reason_of_end
 from realtime.signaling.participants import Participant, Participants
 
 KEEP = 30.0
@@ -164,3 +165,15 @@ def test_clearing_forgets_everybody(number: int) -> None:
         state.keep(f"away {one}", "c", 0.0)
     state.clear()
     assert is_empty(state)
+
+
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [
+        ((1000, 1001, 1005), "closed"),
+        ((1002, 1003, 1006, 1007, 1009, 1011, 4009), "lost"),
+        ((1008, 3000, 4000, 4008, 4013, 4500, 4501, 4503, 4999), "disconnected"),
+    ],
+)
+def test_the_reason_of_a_bye_follows_from_the_close_code(codes: tuple[int, ...], reason: str) -> None:
+    assert {code: reason_of_end(code) for code in codes} == dict.fromkeys(codes, reason)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from realtime.config import MeshOptions
+from realtime.delivery import Delivery
 from realtime.errors import BadMessage, ConfigurationError, MeshError, MessageTooBig
 from realtime.protocols.mesh_actions import (
     Action,
@@ -245,10 +246,10 @@ def test_a_room_message_crosses_each_link_to_a_member_once_in_the_codecs_in_use_
     made.run(0.5)
     message = ("ann", "r")
     assert told(made.nodes["bob"], DeliverToRoom) == [
-        DeliverToRoom(*message, {"json": BOTH["json"]}, [], "close", None, None)
+        DeliverToRoom(*message, {"json": BOTH["json"]}, [], None, None)
     ]
     assert told(made.nodes["cyd"], DeliverToRoom) == [
-        DeliverToRoom(*message, {"msgpack": BOTH["msgpack"]}, [], "close", None, None)
+        DeliverToRoom(*message, {"msgpack": BOTH["msgpack"]}, [], None, None)
     ]
     assert told(made.nodes["dan"], DeliverToRoom) == []
 
@@ -270,14 +271,50 @@ def test_nodes_whose_members_are_all_excepted_get_nothing_and_own_clients_are_no
 def test_policies_travel_with_the_message() -> None:
     made = network("ann", "bob")
     populate(made, "r", "bob1")
-    made.nodes["ann"].core.publish("r", "x", BOTH, overflow="conflate", key="k")
-    made.nodes["ann"].core.send("bob1", BOTH, overflow="drop_oldest")
+    made.nodes["ann"].core.publish("r", "x", BOTH, delivery=Delivery(conflate="k"))
+    made.nodes["ann"].core.send("bob1", BOTH, delivery=Delivery("drop_oldest"))
     made.flush()
     made.run(0.5)
     room, client = told(made.nodes["bob"], DeliverToRoom, DeliverToClient)
     assert isinstance(room, DeliverToRoom)
-    assert (room.overflow, room.key) == ("conflate", "k")
-    assert client == DeliverToClient("ann", "bob1", BOTH, "drop_oldest", None)
+    assert room.delivery == Delivery(conflate="k")
+    assert client == DeliverToClient("ann", "bob1", BOTH, Delivery("drop_oldest"))
+
+
+def test_a_volatile_message_is_dropped_for_nodes_that_cannot_take_it_now() -> None:
+    made = network("ann", "bob", "cyd")
+    populate(made, "r", "bob1", "bob2", "cyd1")
+    core = made.nodes["ann"].core
+    assert core.publish("r", "x", BOTH, delivery=Delivery(volatile=True), busy="bob".__eq__) == (["cyd"], 1)
+    assert core.counters["dropped_volatile"] == 2
+    made.flush()
+    made.run(0.5)
+    assert told(made.nodes["bob"], DeliverToRoom) == []
+    assert len(told(made.nodes["cyd"], DeliverToRoom)) == 1
+
+
+def test_what_is_left_of_a_ttl_gets_less_while_a_message_waits_to_be_sent_again() -> None:
+    made = network("ann", "bob")
+    populate(made, "r", "bob1")
+    ann = made.nodes["ann"].core
+    made.break_link("ann", "bob")
+    made.partition(["ann"], ["bob"])
+    sent_at = made.now
+    for ttl in (10.0, 0.25):
+        ann.publish("r", "x", BOTH, delivery=Delivery(ttl=ttl), expires=sent_at + ttl)
+        ann.send("bob1", BOTH, delivery=Delivery(ttl=ttl), expires=sent_at + ttl)
+    ann.send("bob1", BOTH)
+    made.flush()
+    made.run(1.0)
+    made.heal()
+    assert made.run_until(lambda: len(told(made.nodes["bob"], DeliverToRoom, DeliverToClient)) == 5, limit=8.0)
+    waited = made.now - sent_at
+    arrived = told(made.nodes["bob"], DeliverToRoom, DeliverToClient)
+    left = [action.delivery.ttl if action.delivery else None for action in arrived]
+    assert left[2:] == [0.0, 0.0, None]
+    for ttl in left[:2]:
+        assert ttl is not None
+        assert 1.0 <= 10.0 - ttl <= waited
 
 
 def test_what_a_node_does_arrives_in_order_whatever_kind_it_is() -> None:
@@ -317,7 +354,7 @@ def test_sends_and_calls_find_their_client_and_know_when_there_is_none() -> None
     made.flush()
     made.run(0.5)
     assert told(made.nodes["bob"], DeliverToClient, RunCall) == [
-        DeliverToClient("ann", "bob1", BOTH, "close", None),
+        DeliverToClient("ann", "bob1", BOTH, None),
         RunCall("ann", 5, "bob1", b"question", 2.0),
     ]
     assert told(ann, CallAnswered, CallLost) == [CallAnswered(5, True, b"question")]

@@ -29,6 +29,7 @@ from realtime.protocols.mesh_bodies import (
     Replaced,
     Went,
     decode_body,
+    encode,
     pack_metadata,
     unpack_metadata,
 )
@@ -106,6 +107,19 @@ def test_deltas_become_events_and_end_in_the_same_state(origin: Origin) -> None:
     assert origin.happened() == [RoomLeft("ann", "r", "a"), RoomLeft("ann", "s", "a"), ClientWent("ann", "a")]
     assert origin.replicas.entry("a") is None
     assert origin.agrees()
+
+
+def test_the_key_of_a_presence_comes_with_deltas_and_snapshots(origin: Origin) -> None:
+    origin.tell(Came("a", EMPTY, 1.0, "json", "ada"), came("b"))
+    assert [origin.replicas.key(client) for client in ("a", "b", "nobody")] == ["ada", "b", "nobody"]
+    origin.change(Went("a"), Came("a", EMPTY, 1.0, "json", "eve"))
+    origin.happened()
+    assert not origin.snapshot()
+    assert origin.happened() == [ClientWent("ann", "a"), ClientCame("ann", "a")]
+    assert origin.replicas.key("a") == "eve"
+    assert origin.agrees()
+    with pytest.raises(MeshError):
+        decode_body(encode(Delta(0, [Came("a", EMPTY, 1.0, "json", "x" * 256)])))
 
 
 def test_a_delta_that_does_not_fit_asks_once_and_the_snapshot_gives_the_difference(origin: Origin) -> None:

@@ -45,7 +45,7 @@ def test_what_is_sent_before_the_peer_resumed_waits_for_it() -> None:
     assert subject.send(b"too") is None
     subject.on_resume(ResumeReceived(THEIRS, 0, 0, False))
     assert subject.behind
-    assert subject.catch_up() == ([data_header(1, 0, 5), b"early", data_header(2, 0, 3), b"too"], None)
+    assert subject.catch_up(0.0) == ([data_header(1, 0, 5), b"early", data_header(2, 0, 3), b"too"], None)
     assert not subject.behind
     assert subject.send(b"late") == data_header(3, 0, 4)
 
@@ -55,7 +55,7 @@ def test_only_what_the_peer_misses_is_sent_again() -> None:
     for body in (b"a", b"b", b"c"):
         subject.send(body)
     assert linked_again(subject, 2) is None
-    assert subject.catch_up() == ([data_header(3, 0, 1), b"c"], None)
+    assert subject.catch_up(0.0) == ([data_header(3, 0, 1), b"c"], None)
 
 
 def test_a_resume_says_what_is_known_of_the_peer() -> None:
@@ -71,7 +71,7 @@ def test_what_the_buffer_could_not_keep_is_a_gap(bounds: dict[str, int], kept: i
     for _ in range(10):
         subject.send(b"x" * 100)
     linked_again(subject, 4)
-    pieces, lost = subject.catch_up()
+    pieces, lost = subject.catch_up(0.0)
     assert lost == Lost(5, 10 - kept, 6 - kept)
     assert pieces[0] == gap_frame(5, 6 - kept)
     assert pieces[1::2] == [data_header(10 - kept + number + 1, 0, 100) for number in range(kept)]
@@ -82,10 +82,10 @@ def test_a_gap_that_the_peer_did_not_hear_of_is_said_again_and_counted_once() ->
     for _ in range(5):
         subject.send(b"x")
     linked_again(subject, 0)
-    assert subject.catch_up()[1] == Lost(1, 4, 4)
+    assert subject.catch_up(0.0)[1] == Lost(1, 4, 4)
     subject.send(b"y")
     linked_again(subject, 0)
-    pieces, lost = subject.catch_up()
+    pieces, lost = subject.catch_up(0.0)
     assert pieces[0] == gap_frame(1, 5)
     assert lost == Lost(1, 5, 1)
 
@@ -95,7 +95,7 @@ def test_acks_that_crossed_with_a_gap_are_taken() -> None:
     for _ in range(5):
         subject.send(b"x")
     linked_again(subject, 2)
-    subject.catch_up()
+    subject.catch_up(0.0)
     subject.on_ack(2)
     subject.on_ack(5)
     assert subject.kept == 0
@@ -109,7 +109,7 @@ def test_a_peer_that_began_anew_gets_everything_from_one_and_the_rest_is_lost() 
     subject.on_data(DataReceived(1, 1, b"x"), 0.0)
     assert linked_again(subject, 0, epoch=THEIRS + 1, known=0) == Lost(2, 3, 2)
     assert subject.received == 0
-    assert subject.catch_up() == ([], None)
+    assert subject.catch_up(0.0) == ([], None)
     assert subject.send(b"d") == data_header(1, 0, 1)
 
 
@@ -117,7 +117,7 @@ def test_a_peer_that_never_heard_our_resume_is_no_new_one() -> None:
     subject = linked()
     subject.send(b"a")
     assert linked_again(subject, 0, known=0) is None
-    assert subject.catch_up() == ([data_header(1, 0, 1), b"a"], None)
+    assert subject.catch_up(0.0) == ([data_header(1, 0, 1), b"a"], None)
 
 
 def test_after_a_node_was_given_up_its_numbers_go_on() -> None:
@@ -128,7 +128,7 @@ def test_after_a_node_was_given_up_its_numbers_go_on() -> None:
     subject.abandon()
     assert subject.kept == 0
     linked_again(subject, 1)
-    assert subject.catch_up() == ([gap_frame(2, 1)], Lost(2, 2, 1))
+    assert subject.catch_up(0.0) == ([gap_frame(2, 1)], Lost(2, 2, 1))
     assert subject.send(b"c") == data_header(3, 0, 1)
 
 
@@ -138,14 +138,14 @@ def test_much_that_is_sent_again_goes_in_windows_and_new_frames_wait_behind_it()
     for _ in range(4):
         subject.send(body)
     linked_again(subject, 0)
-    assert subject.catch_up()[0][::2] == [data_header(number, 0, len(body)) for number in (1, 2)]
+    assert subject.catch_up(0.0)[0][::2] == [data_header(number, 0, len(body)) for number in (1, 2)]
     assert subject.behind
     assert subject.send(b"new") is None
-    assert subject.catch_up() == ([], None)
+    assert subject.catch_up(0.0) == ([], None)
     subject.on_ack(2)
-    assert len(subject.catch_up()[0]) == 4
+    assert len(subject.catch_up(0.0)[0]) == 4
     subject.on_ack(4)
-    assert subject.catch_up() == ([data_header(5, 0, 3), b"new"], None)
+    assert subject.catch_up(0.0) == ([data_header(5, 0, 3), b"new"], None)
 
 
 def test_what_is_forgotten_while_it_waits_is_a_gap_too() -> None:
@@ -153,11 +153,11 @@ def test_what_is_forgotten_while_it_waits_is_a_gap_too() -> None:
     for _ in range(3):
         subject.send(b"x" * WINDOW)
     linked_again(subject, 0)
-    subject.catch_up()
+    subject.catch_up(0.0)
     for _ in range(3):
         subject.send(b"y")
     subject.on_ack(1)
-    pieces, lost = subject.catch_up()
+    pieces, lost = subject.catch_up(0.0)
     assert lost == Lost(2, 3, 2)
     assert pieces[:2] == [gap_frame(2, 2), data_header(4, 0, 1)]
 
