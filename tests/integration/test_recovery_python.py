@@ -384,3 +384,35 @@ def test_without_a_session_it_comes_back_as_another(server: Server) -> None:
         proxy.cut()
         until(lambda: listener.resumptions() == [False], "it is back")
         assert listener.client.id != own
+
+
+def test_live_presence_goes_on_through_cuts_and_shows_what_changed_without_a_session(server: Server) -> None:
+    room = "kept:watched"
+    with (
+        CuttingProxy(lambda: server.port) as proxy,
+        Listener(proxy.port) as resumed,
+        Listener(proxy.port, session=False) as anew,
+        Listener(server.port) as other,
+    ):
+        left: list[str] = []
+        resumed.client.on("client:presence", lambda message: left.extend(message.payload["leaves"]))
+
+        def all_see(wanted: set[str | None]) -> bool:
+            states = [watcher.client.presence.state(room) for watcher in (resumed, anew)]
+            return all(state is not None and state["presences"].keys() == wanted for state in states)
+
+        for watcher in (resumed, anew):
+            beside(watcher.client.join, room, presence=True)
+        beside(other.client.join, room)
+        until(lambda: all_see({resumed.client.id, anew.client.id, other.client.id}), "they see one another")
+        before = anew.client.id
+        proxy.cut()
+        until(lambda: resumed.resumptions() and anew.resumptions(), "they are back")
+        beside(other.client.leave, room)
+        until(lambda: all_see({resumed.client.id, anew.client.id}), "they see who left")
+        until(lambda: {before, other.client.id} <= {*left}, "it is told who left")
+        assert len(left) == len({*left})
+        assert resumed.client.id not in left
+        assert {*resumed.resumptions()} == {True}
+        beside(resumed.client.leave, room)
+        assert resumed.client.presence.state(room) is None
