@@ -54,7 +54,7 @@ def payload(text: str) -> Any:
     """Read a payload: JSON, or else the text itself."""
     try:
         return json.loads(text, parse_constant=_no_constant)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for brackets upon brackets
         return text
 
 

@@ -243,14 +243,14 @@ def _memory() -> Iterator[_Finding]:
 
 
 def _optional_parts() -> Iterator[_Finding]:
-    for name, requirement, use in (
-        ("rich", f"'{DISTRIBUTION}[cli]'", "Colours of `realtime listen`, and all of `realtime bench`."),
-        ("flask", f"'{DISTRIBUTION}[flask]'", "WebSocketTransport(app=...) serves a Flask application, too."),
+    for name, extra, use in (
+        ("rich", "cli", "Colours of `realtime listen`, and all of `realtime bench`."),
+        ("flask", "flask", "realtime.integrations.flask: handlers beside the views of an app."),
         ("gunicorn", "gunicorn", "`gunicorn -k gevent` runs a WSGI application in several processes."),
-        ("gevent-websocket", "gevent-websocket", "Its handler and its gunicorn worker accept WebSockets."),
+        ("gevent-websocket", "gunicorn", "Its handler and its gunicorn worker accept WebSockets."),
     ):
         version = _installed(name)
-        meaning = use if version else f"{use} To have it: pip install {requirement}"
+        meaning = use if version else f"{use} To have it: pip install '{DISTRIBUTION}[{extra}]'"
         yield _Finding(name, version or _NOT_INSTALLED, meaning)
 
 

@@ -31,6 +31,25 @@ def test_doctor_tells_versions_patching_limits_and_optional_parts(tmp_path: Path
         assert f"\n  {name} " in done.stdout
 
 
+def test_doctor_names_the_extra_that_brings_an_optional_part(tmp_path: Path) -> None:
+    code = (
+        "import sys; from importlib import metadata as m; from realtime.cli import doctor, main\n"
+        "there = m.version\n"
+        "def version(name):\n"
+        "    if name in ('rich', 'flask', 'gunicorn', 'gevent-websocket'): raise m.PackageNotFoundError(name)\n"
+        "    return there(name)\n"
+        "m.version = version\n"
+        "sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.replace("-\n      ", "-").replace("\n      ", " ")
+    extras = {"rich": "cli", "flask": "flask", "gunicorn": "gunicorn", "gevent-websocket": "gunicorn"}
+    for part, extra in extras.items():
+        advice = said.split(f"\n  {part} ")[1].split("\n")[0]
+        assert advice.endswith(f"pip install 'realtime-toolkit[{extra}]'"), advice
+
+
 def test_doctor_says_what_is_missing_on_libuv(tmp_path: Path) -> None:
     done = run(tmp_path, "doctor", env={**os.environ, "GEVENT_LOOP": "libuv"})
     assert done.returncode == 0

@@ -13,8 +13,8 @@ from cli_rig import Terminal, app, connect, receive, run, said_by, send, served,
 from programs import PATIENCE
 from requirements import module
 
-PAYLOADS = ["5", '"5"', "hello there", '{"a": [1, null]}', "NaN", ""]
-READ_AS = [5, "5", "hello there", {"a": [1, None]}, "NaN", ""]
+PAYLOADS = ["5", '"5"', "hello there", '{"a": [1, null]}', "NaN", "", "[" * 100_000]
+READ_AS = [5, "5", "hello there", {"a": [1, None]}, "NaN", "", "[" * 100_000]
 
 
 @pytest.fixture(scope="module")
