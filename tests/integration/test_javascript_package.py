@@ -163,6 +163,7 @@ const client: RealtimeClient = connect("ws://localhost/realtime", options);
 
 client.on("client:state", (state: State) => console.log(state.name, state.retryIn?.toFixed(1)));
 client.on("client:recovered", ({ room, recovered, replayed }) => console.log(room.length, recovered, replayed));
+client.on("client:presence", ({ joins, total }) => console.log(joins?.["ada"]?.metas[0]?.id.length, total));
 client.on("client:left", ({ room, code }) => console.log(room.length, code.length));
 const off: () => void = client.on("chat:message", (payload: { body: string }, message: Message) => {
   console.log(payload.body.length, message.room?.length);
@@ -181,6 +182,9 @@ async function talk(): Promise<number> {
   console.log(messages[0]?.type.length, more);
   await client.presence.update({ name: "Ada" });
   const here = await client.presence.list("lobby");
+  await client.join("lobby", { presence: true });
+  console.log(client.presence.state("lobby")?.presences?.["ada"]?.metas.length);
+  console.log((await client.presence.page("lobby", null)).page?.length);
   console.log(members[0]?.id, total, here.total, client.id?.length, client.heartbeat?.interval);
   try {
     return (await client.call<number>("sum", [1, 2])) + (await answer).total;

@@ -125,6 +125,15 @@ export class RealtimeClient {
      */
     on(type: "client:recovered", listener: (recovered: Recovered) => unknown): () => void;
     /**
+     * Hear who comes, goes and changes in rooms that were joined with `presence`.
+     *
+     * @overload
+     * @param {"client:presence"} type
+     * @param {(change: PresenceChange) => unknown} listener
+     * @returns {() => void}
+     */
+    on(type: "client:presence", listener: (change: PresenceChange) => unknown): () => void;
+    /**
      * Hear every message of a type, or with "*" every message at all. Answers to calls are heard by "*" only.
      *
      * @overload
@@ -491,6 +500,45 @@ export type Recovered = {
     replayed?: number | undefined;
 };
 /**
+ * What live presence shows of a room: by key, an identity or the id of a client without one, a meta for each client.
+ */
+export type Presences = Record<string, {
+    metas: ({
+        id: string;
+    } & Record<string, any>)[];
+}>;
+/**
+ * of a crowded room only the number of presences
+ */
+export type RoomPresence = {
+    presences?: Presences;
+    total: number;
+};
+/**
+ * `page` asks for the next; the last has none
+ */
+export type PresencePage = {
+    presences: Presences;
+    total: number;
+    page?: string;
+};
+/**
+ * What "client:presence" tells: what changed in a room that was joined with `presence`. Of a crowded room only `total`.
+ */
+export type PresenceChange = {
+    room: string;
+    joins?: Presences | undefined;
+    /**
+     * as they were
+     */
+    leaves?: Presences | undefined;
+    /**
+     * as they are now
+     */
+    updates?: Presences | undefined;
+    total: number;
+};
+/**
  * seconds
  */
 export type Heartbeat = {
@@ -538,6 +586,10 @@ export type JoinOptions = {
      * a cursor of this room, as `client.cursor(room)` gave it: what came after it is told first
      */
     since?: string | undefined;
+    /**
+     * be told who is there, and of each change: see `presence.state`. Else as the server likes
+     */
+    presence?: boolean | undefined;
 };
 /**
  * `left` is false if we were not in it
@@ -641,6 +693,17 @@ export type CallOwner = {
 export type Place = {
     joined: boolean;
     entering: Promise<Joined> | null;
+    /**
+     * whether we asked to be told who is there
+     */
+    presence?: boolean | undefined;
+};
+/**
+ * What was told of one room. No `presences` where only their number is told. It is replaced, and never changed.
+ */
+export type View = {
+    presences: Map<string, Presences[string]> | null;
+    total: number;
 };
 /**
  * How a call is entered. A wrong option throws a TypeError.
@@ -740,8 +803,30 @@ export type CallEvents = {
 };
 /** Who is here, and what this client says of itself. */
 declare class Presence {
-    /** @param {RealtimeClient} client */
-    constructor(client: RealtimeClient);
+    /**
+     * @param {RealtimeClient} client
+     * @param {{state: (room: string) => RoomPresence | null}} views
+     */
+    constructor(client: RealtimeClient, views: {
+        state: (room: string) => RoomPresence | null;
+    });
+    /**
+     * Who is in a room that was joined with `presence`, as far as it was told: it changes by itself, and "client:presence"
+     * tells of each change, also of those that were missed before the room was joined again after a reconnect. Of a
+     * crowded room there is only `total`: `page` tells more.
+     *
+     * @param {string} room
+     * @returns {RoomPresence | null} null if nothing was told
+     */
+    state(room: string): RoomPresence | null;
+    /**
+     * Ask for a part of who is in a room that this client is in, as `state` shows it.
+     *
+     * @param {string} room
+     * @param {string | null} [after] what the part before had as `page`
+     * @returns {Promise<PresencePage>}
+     */
+    page(room: string, after?: string | null): Promise<PresencePage>;
     /**
      * Ask who is in a room that this client is in.
      *

@@ -139,6 +139,25 @@ export class RealtimeError extends Error {
  * @property {number} [replayed] messages that were missed, and have been told by now
  */
 
+/**
+ * What live presence shows of a room: by key, an identity or the id of a client without one, a meta for each client.
+ * @typedef {Record<string, {metas: ({id: string} & Record<string, any>)[]}>} Presences
+ */
+
+/** @typedef {{presences?: Presences, total: number}} RoomPresence of a crowded room only the number of presences */
+
+/** @typedef {{presences: Presences, total: number, page?: string}} PresencePage `page` asks for the next; the last has none */
+
+/**
+ * What "client:presence" tells: what changed in a room that was joined with `presence`. Of a crowded room only `total`.
+ * @typedef {object} PresenceChange
+ * @property {string} room
+ * @property {Presences} [joins]
+ * @property {Presences} [leaves] as they were
+ * @property {Presences} [updates] as they are now
+ * @property {number} total
+ */
+
 /** @typedef {{interval: number, timeout: number}} Heartbeat seconds */
 /** @typedef {{message_size: number, rooms_per_client: number, room_name: number}} ServerLimits */
 /** @typedef {{id: string, metadata: Record<string, any>}} Member */
@@ -159,6 +178,7 @@ export class RealtimeError extends Error {
 /**
  * @typedef {object} JoinOptions
  * @property {string} [since] a cursor of this room, as `client.cursor(room)` gave it: what came after it is told first
+ * @property {boolean} [presence] be told who is there, and of each change: see `presence.state`. Else as the server likes
  */
 
 /** @typedef {{room: string, left: boolean}} LeftRoom `left` is false if we were not in it */
@@ -912,6 +932,7 @@ const CURSORS_KEPT = 10_000; // rooms whose place is remembered
  * @typedef {object} Place
  * @property {boolean} joined
  * @property {Promise<Joined> | null} entering
+ * @property {boolean} [presence] whether we asked to be told who is there
  */
 
 /** The rooms this client joined by itself, and joins again after a reconnect; and how far it is in recoverable ones. */
@@ -929,10 +950,16 @@ class Rooms {
    * @param {(room: string, payload: object | undefined, answered: (joined: Joined) => void) => Promise<Joined>} owner.ask
    * @param {(left: Left) => void} owner.left
    * @param {(recovered: Recovered) => void} owner.recovered
+   * @param {(room: string) => void} owner.forgotten we do not come back to it
    */
   constructor(client, owner) {
     this.#client = client;
     this.#owner = owner;
+  }
+
+  /** @param {string} room */
+  has(room) {
+    return this.#places.has(room);
   }
 
   /** @param {string} room */
@@ -958,15 +985,21 @@ class Rooms {
 
   /**
    * @param {string} room
-   * @param {JoinOptions} options
+   * @param {JoinOptions} wish
    * @returns {Promise<Joined>}
    */
-  async join(room, { since }) {
+  async join(room, wish) {
+    // while it is being joined again a request without a cursor would pass over what was missed
+    for (let under; wish.since === undefined && (under = this.#places.get(room)?.entering); ) {
+      if (wish.presence === undefined) return under;
+      await under.catch(() => {}); // told to whoever began it
+    }
     const place = this.#places.get(room) ?? { joined: false, entering: null };
     this.#places.set(room, place);
     try {
-      // while it is being joined again a request without a cursor would pass over what was missed
-      return await (since === undefined && place.entering ? place.entering : this.#enter(room, place, since));
+      const joined = await this.#enter(room, place, wish);
+      place.presence = wish.presence ?? place.presence;
+      return joined;
     } catch (error) {
       if (!place.joined) this.#forget(room, place);
       throw error;
@@ -976,11 +1009,11 @@ class Rooms {
   /**
    * @param {string} room
    * @param {Place} place
-   * @param {string} [since]
+   * @param {JoinOptions} wish
    * @returns {Promise<Joined>}
    */
-  #enter(room, place, since) {
-    const entering = (place.entering = this.#ask(room, since));
+  #enter(room, place, wish) {
+    const entering = (place.entering = this.#ask(room, wish));
     const done = () => {
       if (place.entering === entering) place.entering = null;
     };
@@ -992,13 +1025,13 @@ class Rooms {
    * Ask to be in a room, as often as there is more that was missed.
    *
    * @param {string} room
-   * @param {string} [since]
+   * @param {JoinOptions} wish
    * @returns {Promise<Joined>}
    */
-  async #ask(room, since) {
+  async #ask(room, { since, presence }) {
     let replayed = 0;
     for (;;) {
-      const payload = since === undefined ? undefined : { since };
+      const payload = since === undefined && presence === undefined ? undefined : { since, presence };
       const joined = await this.#owner.ask(room, payload, ({ cursor }) => {
         if (typeof cursor === "string") this.reached(room, cursor);
       });
@@ -1019,7 +1052,10 @@ class Rooms {
     try {
       return await this.#client.call("system:leave", undefined, { room });
     } finally {
-      if (!this.#places.has(room)) this.#cursors.delete(room);
+      if (!this.#places.has(room)) {
+        this.#cursors.delete(room);
+        this.#owner.forgotten(room);
+      }
     }
   }
 
@@ -1037,7 +1073,8 @@ class Rooms {
    */
   async #rejoin(room, place) {
     try {
-      const { recovered, reason, replayed } = await this.#enter(room, place, this.cursor(room) ?? undefined);
+      const wish = { since: this.cursor(room) ?? undefined, presence: place.presence };
+      const { recovered, reason, replayed } = await this.#enter(room, place, wish);
       if (recovered !== undefined) this.#owner.recovered({ room, recovered, reason, replayed });
     } catch (error) {
       const { code, message } = /** @type {RealtimeError} */ (error);
@@ -1056,7 +1093,112 @@ class Rooms {
     if (this.#places.get(room) !== place) return;
     this.#places.delete(room);
     this.#cursors.delete(room);
+    this.#owner.forgotten(room);
   }
+}
+
+/** @param {unknown} value */
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/**
+ * Tell whether two values are the same as JSON, in whatever order their keys are.
+ *
+ * @param {any} one
+ * @param {any} other
+ * @returns {boolean}
+ */
+function alike(one, other) {
+  if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) return one === other;
+  const keys = Object.keys(one);
+  if (Array.isArray(one) !== Array.isArray(other) || keys.length !== Object.keys(other).length) return false;
+  return keys.every((key) => Object.hasOwn(other, key) && alike(one[key], other[key]));
+}
+
+/**
+ * What was told of one room. No `presences` where only their number is told. It is replaced, and never changed.
+ *
+ * @typedef {{presences: Map<string, Presences[string]> | null, total: number}} View
+ */
+
+/** Who is in the rooms of which we are told: what presence:state and presence:diff make of it. */
+class Views {
+  /** @type {Map<string, View>} */
+  #views = new Map();
+
+  /**
+   * @param {string} room
+   * @returns {RoomPresence | null}
+   */
+  state(room) {
+    const view = this.#views.get(room);
+    if (!view) return null;
+    const { presences, total } = view;
+    return presences ? { presences: Object.fromEntries(presences), total } : { total };
+  }
+
+  /** @param {string} room one that we are not in any more */
+  forget(room) {
+    this.#views.delete(room);
+  }
+
+  /** @param {(room: string) => boolean} isKept whether we come back to a room; of the others nothing more is told */
+  forgetUnless(isKept) {
+    for (const room of this.#views.keys()) if (!isKept(room)) this.forget(room);
+  }
+
+  /**
+   * A message came.
+   *
+   * @param {Message} message
+   * @returns {PresenceChange | null} what has changed; null if it tells no such thing
+   */
+  take({ type, room, payload }) {
+    if (!room || !Number.isInteger(payload?.total)) return null;
+    const before = this.#views.get(room);
+    /** @type {View} */
+    let after;
+    if (type === "presence:state") after = { presences: asPresences(payload.presences), total: payload.total };
+    else if (type === "presence:diff" && before) after = changed(before, payload);
+    else return null;
+    this.#views.set(room, after);
+    return { room, ...difference(before?.presences ?? new Map(), after.presences), total: after.total };
+  }
+}
+
+/**
+ * @param {any} told
+ * @returns {View["presences"]} a Map, as a key may be "__proto__"
+ */
+function asPresences(told) {
+  return isObject(told) ? new Map(Object.entries(told)) : null;
+}
+
+/**
+ * @param {View} view
+ * @param {any} diff
+ * @returns {View}
+ */
+function changed({ presences }, { joins, leaves, updates, total }) {
+  if (!presences) return { presences, total };
+  const left = asPresences(leaves);
+  const staying = [...presences].filter(([key]) => !left?.has(key));
+  return { presences: new Map([...staying, ...(asPresences(joins) ?? []), ...(asPresences(updates) ?? [])]), total };
+}
+
+/**
+ * What changed from one view to the other; nothing where only a number is known.
+ *
+ * @param {Map<string, Presences[string]>} before
+ * @param {View["presences"]} after
+ */
+function difference(before, after) {
+  if (!after) return {};
+  const now = [...after];
+  return {
+    joins: Object.fromEntries(now.filter(([key]) => !before.has(key))),
+    leaves: Object.fromEntries([...before].filter(([key]) => !after.has(key))),
+    updates: Object.fromEntries(now.filter(([key, shown]) => before.has(key) && !alike(before.get(key), shown))),
+  };
 }
 
 /** Who is here, and what this client says of itself. */
@@ -1064,10 +1206,41 @@ class Presence {
   /** @type {Record<string, any> | null} */
   #own = null;
   #client;
+  #views;
 
-  /** @param {RealtimeClient} client */
-  constructor(client) {
+  /**
+   * @param {RealtimeClient} client
+   * @param {{state: (room: string) => RoomPresence | null}} views
+   */
+  constructor(client, views) {
     this.#client = client;
+    this.#views = views;
+  }
+
+  /**
+   * Who is in a room that was joined with `presence`, as far as it was told: it changes by itself, and "client:presence"
+   * tells of each change, also of those that were missed before the room was joined again after a reconnect. Of a
+   * crowded room there is only `total`: `page` tells more.
+   *
+   * @param {string} room
+   * @returns {RoomPresence | null} null if nothing was told
+   */
+  state(room) {
+    checkName("presence.state(room)", room);
+    return this.#views.state(room);
+  }
+
+  /**
+   * Ask for a part of who is in a room that this client is in, as `state` shows it.
+   *
+   * @param {string} room
+   * @param {string | null} [after] what the part before had as `page`
+   * @returns {Promise<PresencePage>}
+   */
+  page(room, after = null) {
+    checkName("presence.page(room)", room);
+    if (after !== null) checkName(`presence.page("${room}", after)`, after);
+    return this.#client.call("system:presence", { page: after }, { room });
   }
 
   /**
@@ -1119,6 +1292,7 @@ export class RealtimeClient {
   #backoff;
   #watchdog;
   #rooms;
+  #views = new Views();
   /** @type {Link | null} */
   #link = null;
   /** @type {Session | null} */
@@ -1147,7 +1321,7 @@ export class RealtimeClient {
    *
    * @readonly
    */
-  presence = new Presence(this);
+  presence = new Presence(this, this.#views);
 
   /**
    * @param {string | URL} url
@@ -1162,6 +1336,7 @@ export class RealtimeClient {
       ask: (room, payload, answered) => this.#ask("system:join", payload, { room }, answered),
       left: (left) => this.#tell("client:left", left),
       recovered: (recovered) => this.#tell("client:recovered", recovered),
+      forgotten: (room) => this.#views.forget(room),
     });
     this.#watchdog = new Watchdog({
       probe: () => this.#link?.isWritable && this.#link.send(this.#greeting(false)),
@@ -1232,6 +1407,14 @@ export class RealtimeClient {
    * @overload
    * @param {"client:recovered"} type
    * @param {(recovered: Recovered) => unknown} listener
+   * @returns {() => void}
+   */
+  /**
+   * Hear who comes, goes and changes in rooms that were joined with `presence`.
+   *
+   * @overload
+   * @param {"client:presence"} type
+   * @param {(change: PresenceChange) => unknown} listener
    * @returns {() => void}
    */
   /**
@@ -1352,8 +1535,11 @@ export class RealtimeClient {
    */
   join(room, options = {}) {
     checkName("join(room)", room);
-    checkKeys("join(room, options)", options, ["since"]);
-    if (options.since !== undefined) checkName(`join("${room}", {since})`, options.since);
+    checkKeys("join(room, options)", options, ["since", "presence"]);
+    const { since, presence } = options;
+    if (since !== undefined) checkName(`join("${room}", {since})`, since);
+    const isChoice = presence === undefined || typeof presence === "boolean";
+    check(isChoice, `join("${room}", {presence})`, presence, "true or false");
     return this.#rooms.join(room, options);
   }
 
@@ -1526,6 +1712,7 @@ export class RealtimeClient {
   #loseSession() {
     this.#graceTimer.stop();
     this.#session = null;
+    this.#views.forgetUnless((room) => this.#rooms.has(room));
     this.#calls.failAll(new RealtimeError("the connection was lost before the answer came", "closed"), false);
   }
 
@@ -1695,6 +1882,8 @@ export class RealtimeClient {
     if (message.type === "system:received") return this.#session?.confirmed(message.payload?.count);
     if (message.room && typeof message.cursor === "string") this.#rooms.reached(message.room, message.cursor);
     if (!this.#calls.take(message)) {
+      const change = this.#views.take(message);
+      if (change) this.#tell("client:presence", change);
       this.#listeners.tell(message.type, message);
       if (message.ack !== undefined) this.#reply(message);
     }
