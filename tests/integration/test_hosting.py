@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LARGE = 5_000_000
 MSGPACK = "realtime.msgpack.v1"
 HOSTS = {
+    "pywsgi": ["pywsgi_host"],
+    "gevent-websocket": ["pywsgi_host", "gevent-websocket"],
     "gunicorn-gevent": gunicorn("gevent"),
     "gunicorn-gevent-4": gunicorn("gevent", "-w", "4"),
     "gunicorn-pywsgi": gunicorn("gevent_pywsgi"),
@@ -39,7 +41,7 @@ HOSTS = {
     "gunicorn-threads": gunicorn("gthread", "--threads", "250"),
     "flask": ["flask", "--app", "hosted_app", "run", "--port", "0", "--debug", "--no-reload"],
 }
-ANSWERS_FIRST = {"gunicorn-gevent-websocket"}  # hosts that answer the handshake before we see it
+ANSWERS_FIRST = {"gevent-websocket", "gunicorn-gevent-websocket"}  # hosts that answer the handshake before we see it
 
 
 @pytest.fixture(scope="module", params=HOSTS)
