@@ -1632,6 +1632,7 @@ export class RealtimeClient {
     this.#early = [];
     this.#timer.start(this.#settings.timeout, () => this.#giveUp("the server did not welcome us in time"));
     globalThis.addEventListener?.("online", this.#online);
+    globalThis.addEventListener?.("pagehide", this.#left);
     this.#enter({ name: "connecting" });
   }
 
@@ -1640,6 +1641,15 @@ export class RealtimeClient {
     this.#ready = new Promise((resolve, reject) => (this.#settleReady = { resolve, reject }));
     this.#ready.catch(() => {}); // not everybody asks
   }
+
+  /**
+   * The page is left for good: say goodbye, or the server would wait for us to come back to the session.
+   *
+   * @param {{persisted?: boolean}} event
+   */
+  #left = ({ persisted }) => {
+    if (!persisted) this.close();
+  };
 
   /** The network is back: a browser knows before any timer does. */
   #online = () => {
@@ -1758,6 +1768,7 @@ export class RealtimeClient {
    */
   #endForGood(code, reason) {
     globalThis.removeEventListener?.("online", this.#online);
+    globalThis.removeEventListener?.("pagehide", this.#left);
     const error = new RealtimeError(`the connection is closed: ${code}${reason && ` ${reason}`}`, "closed");
     this.#state = "closed";
     this.#queue.clear();
