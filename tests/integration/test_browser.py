@@ -189,7 +189,8 @@ def test_the_raw_panel_shows_every_frame_in_and_out(url: str, visit: Visit) -> N
         join(page, "raw")
     assert not ada.is_visible("#frames")
     ada.click("#raw summary")
-    assert frames(ada, "↑ sent", "system:hello") == [{"type": "system:hello"}]
+    hello = {"type": "system:hello", "payload": {"session": True}}
+    assert frames(ada, "↑ sent", "system:hello") == [hello]
     say(grace, "watch this")
     heard(ada, "watch this")
     (received,) = frames(ada, "↓ received", "chat:message")

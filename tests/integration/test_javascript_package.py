@@ -162,6 +162,8 @@ const options: Options = { backoff: { max: 30 }, queue: { messages: 10 }, trace 
 const client: RealtimeClient = connect("ws://localhost/realtime", options);
 
 client.on("client:state", (state: State) => console.log(state.name, state.retryIn?.toFixed(1)));
+client.on("client:recovered", ({ room, recovered, replayed }) => console.log(room.length, recovered, replayed));
+client.on("client:presence", ({ joins, total }) => console.log(joins?.["ada"]?.metas[0]?.id.length, total));
 client.on("client:left", ({ room, code }) => console.log(room.length, code.length));
 const off: () => void = client.on("chat:message", (payload: { body: string }, message: Message) => {
   console.log(payload.body.length, message.room?.length);
@@ -175,8 +177,14 @@ async function talk(): Promise<number> {
   const answer: Answer<{ total: number }, string> = client.call("log:tail", null, { timeout: 3 });
   for await (const line of answer) console.log(line.toUpperCase());
   const { members, total } = await client.join("lobby");
+  const { cursor } = await client.join("chat:7", { since: client.cursor("chat:7") ?? undefined });
+  const { messages, more } = await client.history("chat:7", { limit: 10, since: cursor });
+  console.log(messages[0]?.type.length, more);
   await client.presence.update({ name: "Ada" });
   const here = await client.presence.list("lobby");
+  await client.join("lobby", { presence: true });
+  console.log(client.presence.state("lobby")?.presences?.["ada"]?.metas.length);
+  console.log((await client.presence.page("lobby", null)).page?.length);
   console.log(members[0]?.id, total, here.total, client.id?.length, client.heartbeat?.interval);
   try {
     return (await client.call<number>("sum", [1, 2])) + (await answer).total;

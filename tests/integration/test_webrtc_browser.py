@@ -220,7 +220,7 @@ def test_tracks_are_replaced_without_negotiation_and_removed_with_one(meeting: M
 
 def test_a_network_without_room_delays_joining_and_offers_but_loses_neither(meeting: Meeting, room: str) -> None:
     with Proxy(meeting.port) as proxy:
-        ada, grace = meeting.page(port=proxy.port), meeting.page()
+        ada, grace = meeting.page(port=proxy.port, session=False), meeting.page()
         ada.evaluate(
             """() => {
                 window.refused = [];
@@ -514,10 +514,14 @@ def test_the_others_learn_within_the_pong_deadline_that_somebody_is_frozen_and_t
         grace.goto("about:blank")
 
 
+@pytest.mark.parametrize("session", [True, False], ids=["resumed", "anew"])
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
-def test_the_call_goes_on_when_the_connection_to_the_server_is_cut(meeting: Meeting, room: str, both: bool) -> None:
+def test_the_call_goes_on_when_the_connection_to_the_server_is_cut(
+    meeting: Meeting, room: str, both: bool, session: bool
+) -> None:
     with Proxy(meeting.port) as proxy:
-        ada, grace = meeting.page(port=proxy.port if both else None), meeting.page(port=proxy.port)
+        ada = meeting.page(port=proxy.port if both else None, session=session)
+        grace = meeting.page(port=proxy.port, session=session)
         for page in (ada, grace):
             page.evaluate("(room) => enter(room, {channels: ['chat']})", room)
         everybody_met([ada, grace])
@@ -528,7 +532,11 @@ def test_the_call_goes_on_when_the_connection_to_the_server_is_cut(meeting: Meet
             grace.evaluate("seen.states.length = 0")
             proxy.reset()
             chats(ada, grace, f"round {count}")
-            grace.wait_for_function("(name) => client.state === 'open' && client.id !== name", arg=name)
+            if session:
+                grace.wait_for_function("(count) => client.state === 'open' && seen.resumed === count", arg=count)
+                assert grace.evaluate("client.id") == name
+            else:
+                grace.wait_for_function("(name) => client.state === 'open' && client.id !== name", arg=name)
             everybody_met([ada, grace])
             for page in (ada, grace):
                 page.evaluate("call.addStream(picture())")
@@ -544,7 +552,7 @@ def test_the_call_goes_on_when_the_connection_to_the_server_is_cut(meeting: Meet
 
 def test_who_came_back_more_than_once_is_known_to_whoever_was_away_meanwhile(meeting: Meeting, room: str) -> None:
     with Proxy(meeting.port) as proxy:
-        ada, grace = meeting.page(), meeting.page(port=proxy.port)
+        ada, grace = meeting.page(session=False), meeting.page(port=proxy.port, session=False)
         for page in (ada, grace):
             page.evaluate("(room) => enter(room, {channels: ['chat']})", room)
         everybody_met([ada, grace])

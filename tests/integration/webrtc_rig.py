@@ -66,8 +66,9 @@ PAGE = """<!doctype html>
 <script type="module">
 import { connect } from "/realtime/client.js";
 
-const client = connect("/realtime", { backoff: { min: 0.1, max: 0.3, jitter: 0.5 } });
-const seen = { left: [], errors: [], closed: [], states: [] };
+const session = location.search !== "?nosession";
+const client = connect("/realtime", { session, backoff: { min: 0.1, max: 0.3, jitter: 0.5 } });
+const seen = { left: [], errors: [], closed: [], states: [], resumed: 0 };
 
 function met(peer) {
   peer.heard = [];
@@ -122,7 +123,10 @@ async function sees(peer) {
 
 const ufrag = (peer) => /a=ice-ufrag:(\\S+)/.exec(peer.connection.localDescription.sdp)[1];
 
-client.on("client:state", ({ name }) => seen.states.push(name));
+client.on("client:state", ({ name, resumed }) => {
+  seen.states.push(name);
+  if (resumed) seen.resumed++;
+});
 Object.assign(window, { client, seen, enter, peer, settled, say, picture, sees, ufrag });
 </script>
 """
@@ -167,14 +171,14 @@ class Meeting:
         self._contexts: list[Any] = []
         self._errors: list[str] = []
 
-    def page(self, *, port: int | None = None, browser: Browser | None = None) -> Page:
-        """Open the page. ``port``: of a proxy; ``browser``: another than everybody's."""
+    def page(self, *, port: int | None = None, browser: Browser | None = None, session: bool = True) -> Page:
+        """Open the page. ``port``: of a proxy; ``browser``: another than everybody's; ``session``: it asks for one."""
         context = (browser or self._browser).new_context()
         context.set_default_timeout(PATIENCE * 1000)
         self._contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: self._errors.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port or self.port}/")
+        page.goto(f"http://127.0.0.1:{port or self.port}/{'' if session else '?nosession'}")
         return page
 
     def enter(self, count: int, options: str = '{channels: ["chat"]}', room: str = "room") -> list[Page]:

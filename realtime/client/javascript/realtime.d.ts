@@ -25,8 +25,9 @@ export function connect(url: string | URL, options?: Options): RealtimeClient;
  *     const sum = await client.call("add", [1, 2]); // what the handler returned
  *     for await (const line of client.call("log:tail")) console.log(line); // what it yielded
  *
- * The connection comes back by itself. What is sent meanwhile waits, in order, within bounds. Durations are
- * seconds, sizes bytes.
+ * The connection comes back by itself, and a server of ours then goes on as if nothing had been: what was sent either
+ * way is not lost, and not sent twice. What is sent meanwhile waits, in order, within bounds. Durations are seconds,
+ * sizes bytes.
  *
  * @module
  */
@@ -81,7 +82,7 @@ export class RealtimeClient {
     readonly presence: Presence;
     /** The address it connects to. */
     get url(): string;
-    /** What the server calls this client; another one after every reconnect, null before the first. */
+    /** What the server calls this client; null before the first. Another one after a reconnect that resumed nothing. */
     get id(): string | null;
     /** "open" once the server has welcomed this client; "waiting" until the next attempt; "closed" for good. */
     get state(): StateName;
@@ -115,6 +116,24 @@ export class RealtimeClient {
      */
     on(type: "client:left", listener: (left: Left) => unknown): () => void;
     /**
+     * Hear what became of recoverable rooms that were joined again.
+     *
+     * @overload
+     * @param {"client:recovered"} type
+     * @param {(recovered: Recovered) => unknown} listener
+     * @returns {() => void}
+     */
+    on(type: "client:recovered", listener: (recovered: Recovered) => unknown): () => void;
+    /**
+     * Hear who comes, goes and changes in rooms that were joined with `presence`.
+     *
+     * @overload
+     * @param {"client:presence"} type
+     * @param {(change: PresenceChange) => unknown} listener
+     * @returns {() => void}
+     */
+    on(type: "client:presence", listener: (change: PresenceChange) => unknown): () => void;
+    /**
      * Hear every message of a type, or with "*" every message at all. Answers to calls are heard by "*" only.
      *
      * @overload
@@ -131,8 +150,8 @@ export class RealtimeClient {
      */
     off(type: string, listener: (payload: any, message: Message) => unknown): void;
     /**
-     * Send a message. Without a connection it waits for the next one, in order; what was sent when a connection was
-     * lost may be lost with it.
+     * Send a message. Without a connection it waits for the next one, in order. What was on its way when a connection was
+     * lost is sent again if the server resumes the session, once; else it may be lost.
      *
      * @param {string} type
      * @param {any} [payload] anything JSON can carry
@@ -144,8 +163,9 @@ export class RealtimeClient {
     /**
      * Send a message and get what its handler returns, or with `for await` what it yields.
      *
-     * Rejects with a RealtimeError: the server's, or "timeout", or "closed" if the connection is lost before the
-     * answer came: then nobody knows whether it was handled, so it is not sent again.
+     * A call goes on after a reconnect that resumed the session. Rejects with a RealtimeError: the server's, or
+     * "timeout", or "closed" if the session is lost before the answer came: then nobody knows whether it was handled, so
+     * it is not sent again.
      *
      * Items wait for the first reader. Leaving the loop early ends the stream at the server, too, unless somebody waits
      * for the result; who asks for it later gets "cancelled".
@@ -167,12 +187,33 @@ export class RealtimeClient {
      */
     answer(type: string, answerer: Answerer): () => void;
     /**
-     * Join a room that the server opens to clients, again by itself after every reconnect.
+     * Join a room that the server opens to clients. After a reconnect it is as if we had been there all the time: of a
+     * recoverable room what was missed is told first; if that cannot be, "client:recovered" says so.
      *
      * @param {string} room
+     * @param {JoinOptions} [options]
      * @returns {Promise<Joined>} who is in it
      */
-    join(room: string): Promise<Joined>;
+    join(room: string, options?: JoinOptions): Promise<Joined>;
+    /**
+     * How far this client is in a recoverable room: to be kept, and given to `join` by a client that comes later. Forgotten
+     * with `leave`.
+     *
+     * @param {string} room
+     * @returns {string | null} null if nothing with a cursor came from that room
+     */
+    cursor(room: string): string | null;
+    /**
+     * Ask for what a room keeps that this client is in: the newest `limit` messages (50), or the first after a cursor.
+     *
+     * @param {string} room
+     * @param {{limit?: number, since?: string}} [options]
+     * @returns {Promise<History>}
+     */
+    history(room: string, options?: {
+        limit?: number;
+        since?: string;
+    }): Promise<History>;
     /**
      * @param {string} room
      * @returns {Promise<LeftRoom>}
@@ -194,7 +235,10 @@ export class RealtimeClient {
      * @param {string} [reason] at most 123 bytes
      */
     close(code?: number, reason?: string): void;
-    /** Connect anew, now: also while waiting, and after the end. Does nothing while connecting. */
+    /**
+     * Connect anew, now: also while waiting, and after the end. Does nothing while connecting. The session goes on, if
+     * there is one.
+     */
     reconnect(): void;
     #private;
 }
@@ -397,6 +441,10 @@ export type Message = {
      * milliseconds since the epoch
      */
     timestamp?: number | undefined;
+    /**
+     * how far a recoverable room is with this message
+     */
+    cursor?: string | undefined;
 };
 export type Listener = (payload: any, message: Message) => unknown;
 /**
@@ -422,6 +470,10 @@ export type State = {
      * seconds until the next attempt, while waiting
      */
     retryIn?: number | undefined;
+    /**
+     * once open: whether the server goes on where it was, with the same id, rooms and calls
+     */
+    resumed?: boolean | undefined;
 };
 /**
  * What "client:left" tells: a room let us in no more after a reconnect.
@@ -430,6 +482,61 @@ export type Left = {
     room: string;
     code: string;
     message: string;
+};
+/**
+ * What "client:recovered" tells: a recoverable room was joined again after a reconnect. Unless `recovered`, something
+ * is missing between what came before and what comes now, and has to be loaded from elsewhere.
+ */
+export type Recovered = {
+    room: string;
+    recovered: boolean;
+    /**
+     * why not
+     */
+    reason?: string | undefined;
+    /**
+     * messages that were missed, and have been told by now
+     */
+    replayed?: number | undefined;
+};
+/**
+ * What live presence shows of a room: by key, an identity or the id of a client without one, a meta for each client.
+ */
+export type Presences = Record<string, {
+    metas: ({
+        id: string;
+    } & Record<string, any>)[];
+}>;
+/**
+ * of a crowded room only the number of presences
+ */
+export type RoomPresence = {
+    presences?: Presences;
+    total: number;
+};
+/**
+ * `page` asks for the next; the last has none
+ */
+export type PresencePage = {
+    presences: Presences;
+    total: number;
+    page?: string;
+};
+/**
+ * What "client:presence" tells: what changed in a room that was joined with `presence`. Of a crowded room only `total`.
+ */
+export type PresenceChange = {
+    room: string;
+    joins?: Presences | undefined;
+    /**
+     * as they were
+     */
+    leaves?: Presences | undefined;
+    /**
+     * as they are now
+     */
+    updates?: Presences | undefined;
+    total: number;
 };
 /**
  * seconds
@@ -455,11 +562,34 @@ export type Members = {
     total: number;
 };
 /**
- * `id` is our own
+ * What joining a room gives. `id` is our own. Of a recoverable room also `cursor`; if that was asked for with `since`,
+ * also what `Recovered` tells.
  */
 export type Joined = Members & {
     room: string;
     id: string;
+    cursor?: string;
+} & Partial<Recovered>;
+/**
+ * Messages of a room, the oldest first. `more`: there are newer ones after `cursor`. With `since`, `recovered` tells
+ * whether nothing is missing between that and the first of them.
+ */
+export type History = {
+    messages: Message[];
+    cursor: string | null;
+    more: boolean;
+    recovered?: boolean;
+    reason?: string;
+};
+export type JoinOptions = {
+    /**
+     * a cursor of this room, as `client.cursor(room)` gave it: what came after it is told first
+     */
+    since?: string | undefined;
+    /**
+     * be told who is there, and of each change: see `presence.state`. Else as the server likes
+     */
+    presence?: boolean | undefined;
 };
 /**
  * `left` is false if we were not in it
@@ -531,6 +661,10 @@ export type Options = {
      */
     hello?: object | undefined;
     /**
+     * ask the server to go on where it was after a reconnect (true)
+     */
+    session?: boolean | undefined;
+    /**
      * the class to use (the global one)
      */
     WebSocket?: (new (url: string) => Socket) | undefined;
@@ -541,6 +675,35 @@ export type Options = {
         sent: boolean;
         text: string;
     }) => void) | undefined;
+};
+export type CallOwner = {
+    ended: (call: PendingCall) => void;
+    /**
+     * nobody wants the answer any more: fail it, or have the server do so
+     */
+    cancelled: (call: PendingCall) => void;
+    /**
+     * told before the next message is
+     */
+    answered?: ((result: any) => void) | undefined;
+};
+/**
+ * A room this client joined by itself.
+ */
+export type Place = {
+    joined: boolean;
+    entering: Promise<Joined> | null;
+    /**
+     * whether we asked to be told who is there
+     */
+    presence?: boolean | undefined;
+};
+/**
+ * What was told of one room. No `presences` where only their number is told. It is replaced, and never changed.
+ */
+export type View = {
+    presences: Map<string, Presences[string]> | null;
+    total: number;
 };
 /**
  * How a call is entered. A wrong option throws a TypeError.
@@ -640,8 +803,30 @@ export type CallEvents = {
 };
 /** Who is here, and what this client says of itself. */
 declare class Presence {
-    /** @param {RealtimeClient} client */
-    constructor(client: RealtimeClient);
+    /**
+     * @param {RealtimeClient} client
+     * @param {{state: (room: string) => RoomPresence | null}} views
+     */
+    constructor(client: RealtimeClient, views: {
+        state: (room: string) => RoomPresence | null;
+    });
+    /**
+     * Who is in a room that was joined with `presence`, as far as it was told: it changes by itself, and "client:presence"
+     * tells of each change, also of those that were missed before the room was joined again after a reconnect. Of a
+     * crowded room there is only `total`: `page` tells more.
+     *
+     * @param {string} room
+     * @returns {RoomPresence | null} null if nothing was told
+     */
+    state(room: string): RoomPresence | null;
+    /**
+     * Ask for a part of who is in a room that this client is in, as `state` shows it.
+     *
+     * @param {string} room
+     * @param {string | null} [after] what the part before had as `page`
+     * @returns {Promise<PresencePage>}
+     */
+    page(room: string, after?: string | null): Promise<PresencePage>;
     /**
      * Ask who is in a room that this client is in.
      *
@@ -650,13 +835,13 @@ declare class Presence {
      */
     list(room: string): Promise<Members>;
     /**
-     * Merge something into what others see of this client. Repeated by itself after a reconnect.
+     * Merge something into what others see of this client. After a reconnect it is as it was.
      *
      * @param {Record<string, any>} metadata
      * @returns {Promise<Member>} the own entry
      */
     update(metadata: Record<string, any>): Promise<Member>;
-    /** After a reconnect: say it again. */
+    /** On a connection that is not the continuation of the one before: say it again. */
     repeat(): void;
     #private;
 }
@@ -737,7 +922,8 @@ declare function settingsFrom(options: Options): {
         messages: number;
         bytes: number;
     };
-    greeting: string;
+    hello: object | undefined;
+    session: boolean;
     WebSocket: new (url: string) => Socket;
     reconnect: boolean;
     timeout: number;
@@ -747,4 +933,30 @@ declare function settingsFrom(options: Options): {
         text: string;
     }) => void) | undefined;
 };
+/**
+ * @typedef {object} CallOwner
+ * @property {(call: PendingCall) => void} ended
+ * @property {(call: PendingCall) => void} cancelled nobody wants the answer any more: fail it, or have the server do so
+ * @property {(result: any) => void} [answered] told before the next message is
+ */
+/** A call whose answer has not come. */
+declare class PendingCall {
+    /**
+     * @param {number} timeout seconds without an answer or an item
+     * @param {number} capacity items that may wait to be read
+     * @param {CallOwner} owner
+     */
+    constructor(timeout: number, capacity: number, owner: CallOwner);
+    /** Whether the server may have it: then it is never sent again. */
+    wasSent: boolean;
+    /** @type {Answer} */
+    answer: Answer;
+    /** @param {any} item */
+    item(item: any): void;
+    /** @param {any} result */
+    succeed(result: any): void;
+    /** @param {RealtimeError} error */
+    fail(error: RealtimeError): void;
+    #private;
+}
 export {};

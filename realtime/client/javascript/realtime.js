@@ -10,8 +10,9 @@
  *     const sum = await client.call("add", [1, 2]); // what the handler returned
  *     for await (const line of client.call("log:tail")) console.log(line); // what it yielded
  *
- * The connection comes back by itself. What is sent meanwhile waits, in order, within bounds. Durations are
- * seconds, sizes bytes.
+ * The connection comes back by itself, and a server of ours then goes on as if nothing had been: what was sent either
+ * way is not lost, and not sent twice. What is sent meanwhile waits, in order, within bounds. Durations are seconds,
+ * sizes bytes.
  *
  * @module
  */
@@ -33,7 +34,7 @@ export const CloseCode = Object.freeze({
   INTERNAL_ERROR: 1011,
   SLOW_CONSUMER: 4008,
   HEARTBEAT_TIMEOUT: 4009,
-  REPLACED: 4010,
+  REPLACED: 4010, // another connection has resumed its session
   DRAINING: 4013,
   DISCONNECTED: 4500,
   UNAUTHORIZED: 4501,
@@ -41,6 +42,8 @@ export const CloseCode = Object.freeze({
 });
 
 const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1009, 1010]); // the same bytes would fail again
+/** @type {Set<number>} */
+const UNCLEAN_CODES = new Set([CloseCode.ABNORMAL, CloseCode.HEARTBEAT_TIMEOUT]); // the server waits for us then
 const LONGEST_RETRY_AFTER = 3600;
 
 /**
@@ -93,6 +96,7 @@ export class RealtimeError extends Error {
  * @property {string} [room]
  * @property {string | number} [ack] an answer is wanted: see `client.answer`
  * @property {number} [timestamp] milliseconds since the epoch
+ * @property {string} [cursor] how far a recoverable room is with this message
  */
 
 /** @typedef {(payload: any, message: Message) => unknown} Listener */
@@ -114,6 +118,7 @@ export class RealtimeError extends Error {
  * @property {number} [code] why the last connection ended: a CloseCode, or one of the application's
  * @property {string} [reason]
  * @property {number} [retryIn] seconds until the next attempt, while waiting
+ * @property {boolean} [resumed] once open: whether the server goes on where it was, with the same id, rooms and calls
  */
 
 /**
@@ -124,11 +129,58 @@ export class RealtimeError extends Error {
  * @property {string} message
  */
 
+/**
+ * What "client:recovered" tells: a recoverable room was joined again after a reconnect. Unless `recovered`, something
+ * is missing between what came before and what comes now, and has to be loaded from elsewhere.
+ * @typedef {object} Recovered
+ * @property {string} room
+ * @property {boolean} recovered
+ * @property {string} [reason] why not
+ * @property {number} [replayed] messages that were missed, and have been told by now
+ */
+
+/**
+ * What live presence shows of a room: by key, an identity or the id of a client without one, a meta for each client.
+ * @typedef {Record<string, {metas: ({id: string} & Record<string, any>)[]}>} Presences
+ */
+
+/** @typedef {{presences?: Presences, total: number}} RoomPresence of a crowded room only the number of presences */
+
+/** @typedef {{presences: Presences, total: number, page?: string}} PresencePage `page` asks for the next; the last has none */
+
+/**
+ * What "client:presence" tells: what changed in a room that was joined with `presence`. Of a crowded room only `total`.
+ * @typedef {object} PresenceChange
+ * @property {string} room
+ * @property {Presences} [joins]
+ * @property {Presences} [leaves] as they were
+ * @property {Presences} [updates] as they are now
+ * @property {number} total
+ */
+
 /** @typedef {{interval: number, timeout: number}} Heartbeat seconds */
 /** @typedef {{message_size: number, rooms_per_client: number, room_name: number}} ServerLimits */
 /** @typedef {{id: string, metadata: Record<string, any>}} Member */
 /** @typedef {{members: Member[], total: number}} Members `total` counts also those that are not listed */
-/** @typedef {Members & {room: string, id: string}} Joined `id` is our own */
+
+/**
+ * What joining a room gives. `id` is our own. Of a recoverable room also `cursor`; if that was asked for with `since`,
+ * also what `Recovered` tells.
+ * @typedef {Members & {room: string, id: string, cursor?: string} & Partial<Recovered>} Joined
+ */
+
+/**
+ * Messages of a room, the oldest first. `more`: there are newer ones after `cursor`. With `since`, `recovered` tells
+ * whether nothing is missing between that and the first of them.
+ * @typedef {{messages: Message[], cursor: string | null, more: boolean, recovered?: boolean, reason?: string}} History
+ */
+
+/**
+ * @typedef {object} JoinOptions
+ * @property {string} [since] a cursor of this room, as `client.cursor(room)` gave it: what came after it is told first
+ * @property {boolean} [presence] be told who is there, and of each change: see `presence.state`. Else as the server likes
+ */
+
 /** @typedef {{room: string, left: boolean}} LeftRoom `left` is false if we were not in it */
 
 /**
@@ -162,6 +214,7 @@ export class RealtimeError extends Error {
  * @property {{messages?: number, bytes?: number}} [queue] what may wait to be sent (256 messages, 1 MiB)
  * @property {number} [stream] items of a streamed answer that may wait to be read (1024)
  * @property {object} [hello] payload of the system:hello that greets the server
+ * @property {boolean} [session] ask the server to go on where it was after a reconnect (true)
  * @property {new (url: string) => Socket} [WebSocket] the class to use (the global one)
  * @property {(frame: {sent: boolean, text: string}) => void} [trace] sees every frame
  */
@@ -210,8 +263,8 @@ const checkName = (name, value) => check(typeof value === "string" && value !== 
  * @param {Options} options
  */
 function settingsFrom(options) {
-  checkKeys("options", options, ["backoff", "reconnect", "timeout", "queue", "stream", "hello", "WebSocket", "trace"]);
-  const { backoff = {}, reconnect = true, timeout = 10, queue = {}, stream = 1024, hello, trace } = options;
+  checkKeys("options", options, ["backoff", "reconnect", "timeout", "queue", "stream", "hello", "session", "WebSocket", "trace"]);
+  const { backoff = {}, reconnect = true, timeout = 10, queue = {}, stream = 1024, hello, session = true, trace } = options;
   /** @type {new (url: string) => Socket} */
   const Class = options.WebSocket ?? globalThis.WebSocket;
   checkKeys("options.backoff", backoff, ["min", "max", "jitter"]);
@@ -228,12 +281,14 @@ function settingsFrom(options) {
   checkCount("options.queue.bytes", bytes);
   checkCount("options.stream", stream);
   check(hello === undefined || (typeof hello === "object" && hello !== null), "options.hello", hello, "an object");
+  check(typeof session === "boolean", "options.session", session, "true or false");
   check(trace === undefined || typeof trace === "function", "options.trace", trace, "a function");
   check(typeof Class === "function", "options.WebSocket", Class, "a class, such as npm's ws where there is none built in");
   return {
     backoff: { min, max, jitter },
     queue: { messages, bytes },
-    greeting: JSON.stringify({ type: "system:hello", payload: hello }),
+    hello,
+    session,
     WebSocket: Class,
     reconnect,
     timeout,
@@ -456,6 +511,13 @@ class AnswerPromise extends Promise {
   }
 }
 
+/**
+ * @typedef {object} CallOwner
+ * @property {(call: PendingCall) => void} ended
+ * @property {(call: PendingCall) => void} cancelled nobody wants the answer any more: fail it, or have the server do so
+ * @property {(result: any) => void} [answered] told before the next message is
+ */
+
 /** A call whose answer has not come. */
 class PendingCall {
   /** Whether the server may have it: then it is never sent again. */
@@ -477,8 +539,7 @@ class PendingCall {
   /**
    * @param {number} timeout seconds without an answer or an item
    * @param {number} capacity items that may wait to be read
-   * @param {{ended: (call: PendingCall) => void, cancelled: (call: PendingCall) => void}} owner `cancelled`: nobody
-   *   wants the answer any more; it is to fail it, or have the server do so
+   * @param {CallOwner} owner
    */
   constructor(timeout, capacity, owner) {
     this.#timeout = timeout;
@@ -529,6 +590,7 @@ class PendingCall {
 
   /** @param {any} result */
   succeed(result) {
+    this.#owner.answered?.(result);
     this.#finish(null);
     this.#resolve(result);
   }
@@ -563,14 +625,14 @@ class Calls {
    * @param {string} id
    * @param {number} timeout
    * @param {number} capacity
-   * @param {{ended: (call: PendingCall) => void, cancelled: (call: PendingCall) => void}} owner
+   * @param {CallOwner} owner
    */
-  open(id, timeout, capacity, { ended, cancelled }) {
-    const forget = (/** @type {PendingCall} */ call) => {
+  open(id, timeout, capacity, owner) {
+    const ended = (/** @type {PendingCall} */ call) => {
       this.#pending.delete(id);
-      ended(call);
+      owner.ended(call);
     };
-    const call = new PendingCall(timeout, capacity, { ended: forget, cancelled });
+    const call = new PendingCall(timeout, capacity, { ...owner, ended });
     this.#pending.set(id, call);
     return call;
   }
@@ -656,6 +718,92 @@ class SendQueue {
   #remove(entry) {
     this.#entries.delete(entry);
     this.#bytes -= entry.bytes;
+  }
+}
+
+// Session --------------------------------------------------------------------------------------------------
+
+const UNCOUNTED = new Set(["system:hello", "system:welcome", "system:received"]); // of a connection, not of a session
+const SENT_KEPT = { messages: 1000, length: 1024 * 1024 }; // of what the server has not confirmed
+const CONFIRM = { messages: 64, length: 64 * 1024 }; // so much comes until the server is told that it did
+const EARLY_KEPT = 1000; // messages before the welcome that says whom they are for
+
+/**
+ * What outlives a connection. Both sides count what they get, and keep what they sent until it is confirmed; on the
+ * next connection each goes on after what the other one has.
+ */
+class Session {
+  token = "";
+  /** Seconds the server waits for us. */
+  grace = 30;
+  /** Messages of the server so far. */
+  received = 0;
+  #confirmed = 0;
+  #unconfirmedLength = 0;
+  /** @type {string[]} */
+  #sent = [];
+  #sentBefore = 0; // messages that are not kept: confirmed, or too many
+  #sentLength = 0;
+
+  /** @param {{token: string, grace?: number}} about what the welcome says */
+  constructor(about) {
+    this.renew(about);
+  }
+
+  /** @param {{token: string, grace?: number}} about */
+  renew({ token, grace }) {
+    this.token = token;
+    if (Number(grace) > 0) this.grace = Math.min(Number(grace), LONGEST_TIMER);
+  }
+
+  /** @param {string} text */
+  sending(text) {
+    this.#sent.push(text);
+    this.#sentLength += text.length;
+    while (this.#sent.length > SENT_KEPT.messages || this.#sentLength > SENT_KEPT.length) this.#forget(1);
+  }
+
+  /**
+   * The server has so many messages.
+   *
+   * @param {unknown} count
+   * @returns {boolean} false if it needs some that are not kept, or never were
+   */
+  confirmed(count) {
+    const arrived = Number(count) - this.#sentBefore;
+    if (!(arrived <= this.#sent.length)) return false;
+    this.#forget(Math.max(arrived, 0));
+    return arrived >= 0;
+  }
+
+  /** @param {number} count */
+  #forget(count) {
+    for (const text of this.#sent.splice(0, count)) this.#sentLength -= text.length;
+    this.#sentBefore += count;
+  }
+
+  /** What the server has not confirmed, in order. */
+  get unconfirmed() {
+    return [...this.#sent];
+  }
+
+  /**
+   * A message came.
+   *
+   * @param {number} length
+   * @returns {boolean} whether it is time to confirm it
+   */
+  receiving(length) {
+    this.received++;
+    this.#unconfirmedLength += length;
+    return this.received - this.#confirmed >= CONFIRM.messages || this.#unconfirmedLength >= CONFIRM.length;
+  }
+
+  /** The message that confirms what came. */
+  confirmation() {
+    this.#confirmed = this.received;
+    this.#unconfirmedLength = 0;
+    return JSON.stringify({ type: "system:received", payload: { count: this.received } });
   }
 }
 
@@ -776,33 +924,82 @@ class Watchdog {
 
 // Rooms and presence ---------------------------------------------------------------------------------------
 
-/** The rooms this client joined by itself, and joins again after a reconnect. */
+const CURSORS_KEPT = 10_000; // rooms whose place is remembered
+
+/**
+ * A room this client joined by itself.
+ *
+ * @typedef {object} Place
+ * @property {boolean} joined
+ * @property {Promise<Joined> | null} entering
+ * @property {boolean} [presence] whether we asked to be told who is there
+ */
+
+/** The rooms this client joined by itself, and joins again after a reconnect; and how far it is in recoverable ones. */
 class Rooms {
-  /** @type {Map<string, {joined: boolean}>} */
+  /** @type {Map<string, Place>} */
   #places = new Map();
+  /** @type {Map<string, string>} cursors by room; also of rooms that a handler put us in */
+  #cursors = new Map();
   #client;
-  #onLeft;
+  #owner;
 
   /**
    * @param {RealtimeClient} client
-   * @param {(left: Left) => void} onLeft
+   * @param {object} owner
+   * @param {(room: string, payload: object | undefined, answered: (joined: Joined) => void) => Promise<Joined>} owner.ask
+   * @param {(left: Left) => void} owner.left
+   * @param {(recovered: Recovered) => void} owner.recovered
+   * @param {(room: string) => void} owner.forgotten we do not come back to it
    */
-  constructor(client, onLeft) {
+  constructor(client, owner) {
     this.#client = client;
-    this.#onLeft = onLeft;
+    this.#owner = owner;
+  }
+
+  /** @param {string} room */
+  has(room) {
+    return this.#places.has(room);
+  }
+
+  /** @param {string} room */
+  cursor(room) {
+    return this.#cursors.get(room) ?? null;
+  }
+
+  /**
+   * We have everything of a room up to here.
+   *
+   * @param {string} room
+   * @param {string} cursor
+   */
+  reached(room, cursor) {
+    if (this.#cursors.size >= CURSORS_KEPT && !this.#cursors.has(room)) this.#forgetCursor();
+    this.#cursors.set(room, cursor);
+  }
+
+  #forgetCursor() {
+    const forgotten = [...this.#cursors.keys()].find((room) => !this.#places.has(room));
+    if (forgotten !== undefined) this.#cursors.delete(forgotten);
   }
 
   /**
    * @param {string} room
+   * @param {JoinOptions} wish
    * @returns {Promise<Joined>}
    */
-  async join(room) {
-    const place = this.#places.get(room) ?? { joined: false };
+  async join(room, wish) {
+    // while it is being joined again a request without a cursor would pass over what was missed
+    for (let under; wish.since === undefined && (under = this.#places.get(room)?.entering); ) {
+      if (wish.presence === undefined) return under;
+      await under.catch(() => {}); // told to whoever began it
+    }
+    const place = this.#places.get(room) ?? { joined: false, entering: null };
     this.#places.set(room, place);
     try {
-      const result = await this.#client.call("system:join", undefined, { room });
-      place.joined = true;
-      return result;
+      const joined = await this.#enter(room, place, wish);
+      place.presence = wish.presence ?? place.presence;
+      return joined;
     } catch (error) {
       if (!place.joined) this.#forget(room, place);
       throw error;
@@ -811,32 +1008,197 @@ class Rooms {
 
   /**
    * @param {string} room
-   * @returns {Promise<LeftRoom>}
+   * @param {Place} place
+   * @param {JoinOptions} wish
+   * @returns {Promise<Joined>}
    */
-  leave(room) {
-    this.#places.delete(room); // also if this request is lost: nobody comes back to a room that was left
-    return this.#client.call("system:leave", undefined, { room });
+  #enter(room, place, wish) {
+    const entering = (place.entering = this.#ask(room, wish));
+    const done = () => {
+      if (place.entering === entering) place.entering = null;
+    };
+    entering.then(() => (place.joined = true)).then(done, done);
+    return entering;
   }
 
-  /** After a reconnect. */
-  rejoin() {
-    for (const [room, place] of this.#places) {
-      if (!place.joined) continue; // its request still waits in the queue
-      this.join(room).catch((error) => {
-        if (error.code === "closed") return; // the next connection tries again
-        this.#forget(room, place);
-        this.#onLeft({ room, code: error.code, message: error.message });
+  /**
+   * Ask to be in a room, as often as there is more that was missed.
+   *
+   * @param {string} room
+   * @param {JoinOptions} wish
+   * @returns {Promise<Joined>}
+   */
+  async #ask(room, { since, presence }) {
+    let replayed = 0;
+    for (;;) {
+      const payload = since === undefined && presence === undefined ? undefined : { since, presence };
+      const joined = await this.#owner.ask(room, payload, ({ cursor }) => {
+        if (typeof cursor === "string") this.reached(room, cursor);
       });
+      if (since === undefined || joined?.recovered === undefined) return joined;
+      replayed += joined.replayed ?? 0;
+      const { more, ...rest } = /** @type {Joined & {more?: boolean}} */ (joined);
+      if (!more) return { ...rest, replayed };
+      since = this.cursor(room) ?? since;
     }
   }
 
   /**
    * @param {string} room
-   * @param {{joined: boolean}} place
+   * @returns {Promise<LeftRoom>}
+   */
+  async leave(room) {
+    this.#places.delete(room); // also if this request is lost: nobody comes back to a room that was left
+    try {
+      return await this.#client.call("system:leave", undefined, { room });
+    } finally {
+      if (!this.#places.has(room)) {
+        this.#cursors.delete(room);
+        this.#owner.forgotten(room);
+      }
+    }
+  }
+
+  /** On a connection that is not the continuation of the one before. */
+  rejoin() {
+    for (const [room, place] of this.#places) {
+      if (place.joined) this.#rejoin(room, place); // else its request still waits in the queue
+    }
+  }
+
+  /**
+   * @param {string} room
+   * @param {Place} place
+   * @returns {Promise<void>}
+   */
+  async #rejoin(room, place) {
+    try {
+      const wish = { since: this.cursor(room) ?? undefined, presence: place.presence };
+      const { recovered, reason, replayed } = await this.#enter(room, place, wish);
+      if (recovered !== undefined) this.#owner.recovered({ room, recovered, reason, replayed });
+    } catch (error) {
+      const { code, message } = /** @type {RealtimeError} */ (error);
+      if (code === "closed" || this.#places.get(room) !== place) return; // the next connection tries again
+      if (code === "timeout") return this.#rejoin(room, place);
+      this.#forget(room, place);
+      this.#owner.left({ room, code, message });
+    }
+  }
+
+  /**
+   * @param {string} room
+   * @param {Place} place
    */
   #forget(room, place) {
-    if (this.#places.get(room) === place) this.#places.delete(room);
+    if (this.#places.get(room) !== place) return;
+    this.#places.delete(room);
+    this.#cursors.delete(room);
+    this.#owner.forgotten(room);
   }
+}
+
+/** @param {unknown} value */
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/**
+ * Tell whether two values are the same as JSON, in whatever order their keys are.
+ *
+ * @param {any} one
+ * @param {any} other
+ * @returns {boolean}
+ */
+function alike(one, other) {
+  if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) return one === other;
+  const keys = Object.keys(one);
+  if (Array.isArray(one) !== Array.isArray(other) || keys.length !== Object.keys(other).length) return false;
+  return keys.every((key) => Object.hasOwn(other, key) && alike(one[key], other[key]));
+}
+
+/**
+ * What was told of one room. No `presences` where only their number is told. It is replaced, and never changed.
+ *
+ * @typedef {{presences: Map<string, Presences[string]> | null, total: number}} View
+ */
+
+/** Who is in the rooms of which we are told: what presence:state and presence:diff make of it. */
+class Views {
+  /** @type {Map<string, View>} */
+  #views = new Map();
+
+  /**
+   * @param {string} room
+   * @returns {RoomPresence | null}
+   */
+  state(room) {
+    const view = this.#views.get(room);
+    if (!view) return null;
+    const { presences, total } = view;
+    return presences ? { presences: Object.fromEntries(presences), total } : { total };
+  }
+
+  /** @param {string} room one that we are not in any more */
+  forget(room) {
+    this.#views.delete(room);
+  }
+
+  /** @param {(room: string) => boolean} isKept whether we come back to a room; of the others nothing more is told */
+  forgetUnless(isKept) {
+    for (const room of this.#views.keys()) if (!isKept(room)) this.forget(room);
+  }
+
+  /**
+   * A message came.
+   *
+   * @param {Message} message
+   * @returns {PresenceChange | null} what has changed; null if it tells no such thing
+   */
+  take({ type, room, payload }) {
+    if (!room || !Number.isInteger(payload?.total)) return null;
+    const before = this.#views.get(room);
+    /** @type {View} */
+    let after;
+    if (type === "presence:state") after = { presences: asPresences(payload.presences), total: payload.total };
+    else if (type === "presence:diff" && before) after = changed(before, payload);
+    else return null;
+    this.#views.set(room, after);
+    return { room, ...difference(before?.presences ?? new Map(), after.presences), total: after.total };
+  }
+}
+
+/**
+ * @param {any} told
+ * @returns {View["presences"]} a Map, as a key may be "__proto__"
+ */
+function asPresences(told) {
+  return isObject(told) ? new Map(Object.entries(told)) : null;
+}
+
+/**
+ * @param {View} view
+ * @param {any} diff
+ * @returns {View}
+ */
+function changed({ presences }, { joins, leaves, updates, total }) {
+  if (!presences) return { presences, total };
+  const left = asPresences(leaves);
+  const staying = [...presences].filter(([key]) => !left?.has(key));
+  return { presences: new Map([...staying, ...(asPresences(joins) ?? []), ...(asPresences(updates) ?? [])]), total };
+}
+
+/**
+ * What changed from one view to the other; nothing where only a number is known.
+ *
+ * @param {Map<string, Presences[string]>} before
+ * @param {View["presences"]} after
+ */
+function difference(before, after) {
+  if (!after) return {};
+  const now = [...after];
+  return {
+    joins: Object.fromEntries(now.filter(([key]) => !before.has(key))),
+    leaves: Object.fromEntries([...before].filter(([key]) => !after.has(key))),
+    updates: Object.fromEntries(now.filter(([key, shown]) => before.has(key) && !alike(before.get(key), shown))),
+  };
 }
 
 /** Who is here, and what this client says of itself. */
@@ -844,10 +1206,41 @@ class Presence {
   /** @type {Record<string, any> | null} */
   #own = null;
   #client;
+  #views;
 
-  /** @param {RealtimeClient} client */
-  constructor(client) {
+  /**
+   * @param {RealtimeClient} client
+   * @param {{state: (room: string) => RoomPresence | null}} views
+   */
+  constructor(client, views) {
     this.#client = client;
+    this.#views = views;
+  }
+
+  /**
+   * Who is in a room that was joined with `presence`, as far as it was told: it changes by itself, and "client:presence"
+   * tells of each change, also of those that were missed before the room was joined again after a reconnect. Of a
+   * crowded room there is only `total`: `page` tells more.
+   *
+   * @param {string} room
+   * @returns {RoomPresence | null} null if nothing was told
+   */
+  state(room) {
+    checkName("presence.state(room)", room);
+    return this.#views.state(room);
+  }
+
+  /**
+   * Ask for a part of who is in a room that this client is in, as `state` shows it.
+   *
+   * @param {string} room
+   * @param {string | null} [after] what the part before had as `page`
+   * @returns {Promise<PresencePage>}
+   */
+  page(room, after = null) {
+    checkName("presence.page(room)", room);
+    if (after !== null) checkName(`presence.page("${room}", after)`, after);
+    return this.#client.call("system:presence", { page: after }, { room });
   }
 
   /**
@@ -862,7 +1255,7 @@ class Presence {
   }
 
   /**
-   * Merge something into what others see of this client. Repeated by itself after a reconnect.
+   * Merge something into what others see of this client. After a reconnect it is as it was.
    *
    * @param {Record<string, any>} metadata
    * @returns {Promise<Member>} the own entry
@@ -874,7 +1267,7 @@ class Presence {
     return entry;
   }
 
-  /** After a reconnect: say it again. */
+  /** On a connection that is not the continuation of the one before: say it again. */
   repeat() {
     if (!this.#own) return;
     this.update(this.#own).catch((error) => {
@@ -899,8 +1292,14 @@ export class RealtimeClient {
   #backoff;
   #watchdog;
   #rooms;
+  #views = new Views();
   /** @type {Link | null} */
   #link = null;
+  /** @type {Session | null} */
+  #session = null;
+  #graceTimer = new Timer(); // while the server waits for us
+  /** @type {unknown[]} what came before the welcome, which says whether it is for us */
+  #early = [];
   /** @type {StateName} */
   #state = "closed";
   /** @type {string | null} */
@@ -922,7 +1321,7 @@ export class RealtimeClient {
    *
    * @readonly
    */
-  presence = new Presence(this);
+  presence = new Presence(this, this.#views);
 
   /**
    * @param {string | URL} url
@@ -933,9 +1332,14 @@ export class RealtimeClient {
     this.#url = socketUrl(url);
     this.#queue = new SendQueue(this.#settings.queue);
     this.#backoff = new Backoff(this.#settings.backoff);
-    this.#rooms = new Rooms(this, (left) => this.#tell("client:left", left));
+    this.#rooms = new Rooms(this, {
+      ask: (room, payload, answered) => this.#ask("system:join", payload, { room }, answered),
+      left: (left) => this.#tell("client:left", left),
+      recovered: (recovered) => this.#tell("client:recovered", recovered),
+      forgotten: (room) => this.#views.forget(room),
+    });
     this.#watchdog = new Watchdog({
-      probe: () => this.#link?.isWritable && this.#link.send(this.#settings.greeting),
+      probe: () => this.#link?.isWritable && this.#link.send(this.#greeting(false)),
       giveUp: () => this.#giveUp("nothing was heard from the server"),
     });
     this.#connect();
@@ -946,7 +1350,7 @@ export class RealtimeClient {
     return this.#url;
   }
 
-  /** What the server calls this client; another one after every reconnect, null before the first. */
+  /** What the server calls this client; null before the first. Another one after a reconnect that resumed nothing. */
   get id() {
     return this.#id;
   }
@@ -998,6 +1402,22 @@ export class RealtimeClient {
    * @returns {() => void}
    */
   /**
+   * Hear what became of recoverable rooms that were joined again.
+   *
+   * @overload
+   * @param {"client:recovered"} type
+   * @param {(recovered: Recovered) => unknown} listener
+   * @returns {() => void}
+   */
+  /**
+   * Hear who comes, goes and changes in rooms that were joined with `presence`.
+   *
+   * @overload
+   * @param {"client:presence"} type
+   * @param {(change: PresenceChange) => unknown} listener
+   * @returns {() => void}
+   */
+  /**
    * Hear every message of a type, or with "*" every message at all. Answers to calls are heard by "*" only.
    *
    * @overload
@@ -1027,8 +1447,8 @@ export class RealtimeClient {
   }
 
   /**
-   * Send a message. Without a connection it waits for the next one, in order; what was sent when a connection was
-   * lost may be lost with it.
+   * Send a message. Without a connection it waits for the next one, in order. What was on its way when a connection was
+   * lost is sent again if the server resumes the session, once; else it may be lost.
    *
    * @param {string} type
    * @param {any} [payload] anything JSON can carry
@@ -1044,8 +1464,9 @@ export class RealtimeClient {
   /**
    * Send a message and get what its handler returns, or with `for await` what it yields.
    *
-   * Rejects with a RealtimeError: the server's, or "timeout", or "closed" if the connection is lost before the
-   * answer came: then nobody knows whether it was handled, so it is not sent again.
+   * A call goes on after a reconnect that resumed the session. Rejects with a RealtimeError: the server's, or
+   * "timeout", or "closed" if the session is lost before the answer came: then nobody knows whether it was handled, so
+   * it is not sent again.
    *
    * Items wait for the first reader. Leaving the loop early ends the stream at the server, too, unless somebody waits
    * for the result; who asks for it later gets "cancelled".
@@ -1061,11 +1482,23 @@ export class RealtimeClient {
     checkKeys("call(type, payload, options)", options, ["timeout", "room", "target"]);
     const { timeout = this.#settings.timeout, ...destination } = options;
     checkSeconds(`call("${type}", ..., {timeout})`, timeout);
+    return this.#ask(type, payload, { timeout, ...destination });
+  }
+
+  /**
+   * @param {string} type
+   * @param {any} payload
+   * @param {CallOptions} options
+   * @param {(result: any) => void} [answered] told before the next message is
+   * @returns {Answer}
+   */
+  #ask(type, payload, { timeout = this.#settings.timeout, ...destination }, answered) {
     const id = this.#calls.newId();
     const text = encoded("call", type, payload, destination, id);
     const call = this.#calls.open(id, timeout, this.#settings.stream, {
       ended: (call) => this.#queue.withdraw(call),
       cancelled: (call) => this.#cancel(id, call),
+      answered,
     });
     try {
       this.#transmit(text, call);
@@ -1093,14 +1526,46 @@ export class RealtimeClient {
   // Rooms ------------------------------------------------------------------------------------------------
 
   /**
-   * Join a room that the server opens to clients, again by itself after every reconnect.
+   * Join a room that the server opens to clients. After a reconnect it is as if we had been there all the time: of a
+   * recoverable room what was missed is told first; if that cannot be, "client:recovered" says so.
    *
    * @param {string} room
+   * @param {JoinOptions} [options]
    * @returns {Promise<Joined>} who is in it
    */
-  join(room) {
+  join(room, options = {}) {
     checkName("join(room)", room);
-    return this.#rooms.join(room);
+    checkKeys("join(room, options)", options, ["since", "presence"]);
+    const { since, presence } = options;
+    if (since !== undefined) checkName(`join("${room}", {since})`, since);
+    const isChoice = presence === undefined || typeof presence === "boolean";
+    check(isChoice, `join("${room}", {presence})`, presence, "true or false");
+    return this.#rooms.join(room, options);
+  }
+
+  /**
+   * How far this client is in a recoverable room: to be kept, and given to `join` by a client that comes later. Forgotten
+   * with `leave`.
+   *
+   * @param {string} room
+   * @returns {string | null} null if nothing with a cursor came from that room
+   */
+  cursor(room) {
+    checkName("cursor(room)", room);
+    return this.#rooms.cursor(room);
+  }
+
+  /**
+   * Ask for what a room keeps that this client is in: the newest `limit` messages (50), or the first after a cursor.
+   *
+   * @param {string} room
+   * @param {{limit?: number, since?: string}} [options]
+   * @returns {Promise<History>}
+   */
+  history(room, options = {}) {
+    checkName("history(room)", room);
+    checkKeys("history(room, options)", options, ["limit", "since"]);
+    return this.call("system:history", options, { room });
   }
 
   /**
@@ -1139,15 +1604,18 @@ export class RealtimeClient {
     check(fits, "close(code, reason)", reason, "a string of at most 123 bytes");
     if (this.#state === "closed") return;
     this.#link?.drop(code, reason);
-    this.#unlink();
+    this.#unlink(false);
     this.#endForGood(code, reason);
   }
 
-  /** Connect anew, now: also while waiting, and after the end. Does nothing while connecting. */
+  /**
+   * Connect anew, now: also while waiting, and after the end. Does nothing while connecting. The session goes on, if
+   * there is one.
+   */
   reconnect() {
     if (this.#state === "connecting") return;
     this.#link?.drop(CloseCode.HEARTBEAT_TIMEOUT, "reconnecting"); // a code that says: this one comes back
-    this.#unlink();
+    this.#unlink(true);
     this.#backoff.reset();
     this.#connect();
   }
@@ -1156,13 +1624,15 @@ export class RealtimeClient {
     if (this.#wasRefused) this.#makeReady();
     /** @type {Link} */
     const link = new Link(this.#settings, this.#url, {
-      opened: () => link.send(this.#settings.greeting),
-      received: (data) => this.#received(data, link),
+      opened: () => link.send(this.#greeting(true)),
+      received: (data) => this.#received(data),
       ended: (code, reason) => this.#ended(code, reason),
     });
     this.#link = link;
+    this.#early = [];
     this.#timer.start(this.#settings.timeout, () => this.#giveUp("the server did not welcome us in time"));
     globalThis.addEventListener?.("online", this.#online);
+    globalThis.addEventListener?.("pagehide", this.#left);
     this.#enter({ name: "connecting" });
   }
 
@@ -1172,26 +1642,88 @@ export class RealtimeClient {
     this.#ready.catch(() => {}); // not everybody asks
   }
 
+  /**
+   * The page is left for good: say goodbye, or the server would wait for us to come back to the session.
+   *
+   * @param {{persisted?: boolean}} event
+   */
+  #left = ({ persisted }) => {
+    if (!persisted) this.close();
+  };
+
   /** The network is back: a browser knows before any timer does. */
   #online = () => {
     if (this.#state === "waiting") this.#connect();
     else if (this.#state === "open") this.#watchdog.probe();
   };
 
+  /** @param {boolean} isFirst on its connection: then it says which session we want */
+  #greeting(isFirst) {
+    const { hello, session } = this.#settings;
+    const wish = this.#session ? { token: this.#session.token, received: this.#session.received } : true;
+    const payload = isFirst && session ? { ...hello, session: wish } : hello;
+    return JSON.stringify({ type: "system:hello", payload });
+  }
+
   /** @param {any} payload of system:welcome */
   #welcomed(payload) {
+    const about = typeof payload?.session?.token === "string" && this.#settings.session ? payload.session : null;
+    const resumed = about?.resumed === true;
+    if (resumed && !this.#session?.confirmed(about.received)) return this.#beginAnew();
+    this.#graceTimer.stop();
     this.#id = payload?.id ?? null;
     this.#limits = payload?.limits ?? null;
     this.#heartbeat = payload?.heartbeat?.interval > 0 && payload.heartbeat.timeout > 0 ? payload.heartbeat : null;
     this.#timer.stop();
     this.#watchdog.start(this.#heartbeat, this.#settings.timeout);
     this.#openedAt = performance.now();
-    this.#state = "open";
-    this.#rooms.rejoin();
-    this.presence.repeat();
+    if (resumed) this.#resumed(about);
+    else this.#begun(about);
     this.#flush();
     this.#settleReady.resolve();
-    this.#enter({ name: "open" });
+    this.#enter({ name: "open", resumed });
+  }
+
+  /**
+   * The server goes on where it was.
+   *
+   * @param {{token: string}} about
+   */
+  #resumed(about) {
+    this.#early = []; // they were for whom the server took us for; what was for us comes now
+    this.#state = "open";
+    this.#session?.renew(about);
+    if (this.#session) this.#link?.send(this.#session.confirmation());
+    for (const text of this.#session?.unconfirmed ?? []) this.#link?.send(text);
+  }
+
+  /**
+   * We are somebody new for the server.
+   *
+   * @param {{token: string} | null} about
+   */
+  #begun(about) {
+    this.#loseSession();
+    this.#session = about ? new Session(about) : null;
+    this.#state = "open";
+    for (const data of this.#early.splice(0)) this.#take(decoded(data), data);
+    this.#rooms.rejoin();
+    this.presence.repeat();
+  }
+
+  /** The server resumes what we cannot: more was sent than we keep, or it took too long. */
+  #beginAnew() {
+    this.#link?.drop(CloseCode.REPLACED, "too much was sent, or it took too long"); // no code it would wait after
+    this.#unlink(false);
+    this.#connect();
+  }
+
+  /** Nobody goes on where we were: what was asked is not answered any more. */
+  #loseSession() {
+    this.#graceTimer.stop();
+    this.#session = null;
+    this.#views.forgetUnless((room) => this.#rooms.has(room));
+    this.#calls.failAll(new RealtimeError("the connection was lost before the answer came", "closed"), false);
   }
 
   /**
@@ -1203,7 +1735,8 @@ export class RealtimeClient {
   #ended(code, reason) {
     const isSteady = this.#state === "open" && performance.now() - this.#openedAt >= STEADY_AFTER * 1000;
     if (isSteady) this.#backoff.reset();
-    this.#unlink();
+    // before the welcome it was another connection that the session hangs on
+    this.#unlink(this.#state === "connecting" || UNCLEAN_CODES.has(code));
     if (!this.#settings.reconnect || !mayReconnect(code)) return this.#endForGood(code, reason);
     const retryIn = retryAfter(code, reason) ?? this.#backoff.next();
     this.#timer.start(retryIn, () => this.#connect());
@@ -1216,12 +1749,17 @@ export class RealtimeClient {
     this.#ended(CloseCode.HEARTBEAT_TIMEOUT, reason);
   }
 
-  /** Let go of the socket, if there is one; what was asked over it is not answered any more. */
-  #unlink() {
+  /**
+   * Let go of the socket, if there is one.
+   *
+   * @param {boolean} isUnclean the server waits for us to come back
+   */
+  #unlink(isUnclean) {
     this.#timer.stop();
     this.#watchdog.stop();
     this.#link = null;
-    this.#calls.failAll(new RealtimeError("the connection was lost before the answer came", "closed"), false);
+    if (!isUnclean || !this.#session) this.#loseSession();
+    else if (this.#state === "open") this.#graceTimer.start(this.#session.grace, () => this.#loseSession());
   }
 
   /**
@@ -1230,9 +1768,11 @@ export class RealtimeClient {
    */
   #endForGood(code, reason) {
     globalThis.removeEventListener?.("online", this.#online);
+    globalThis.removeEventListener?.("pagehide", this.#left);
     const error = new RealtimeError(`the connection is closed: ${code}${reason && ` ${reason}`}`, "closed");
     this.#state = "closed";
     this.#queue.clear();
+    this.#loseSession();
     this.#calls.failAll(error, true);
     this.#wasRefused = true;
     this.#settleReady.reject(error);
@@ -1277,7 +1817,18 @@ export class RealtimeClient {
   #sendNow(link, text, call) {
     this.#checkSize(text);
     if (call) call.wasSent = true;
+    this.#session?.sending(text);
     link.send(text);
+  }
+
+  /**
+   * Send what nobody but the one asked for: now, or as soon as the session goes on.
+   *
+   * @param {string} text
+   */
+  #sendOrKeep(text) {
+    this.#session?.sending(text);
+    if ((this.#state === "open" || !this.#session) && this.#link?.isWritable) this.#link.send(text);
   }
 
   /**
@@ -1300,7 +1851,7 @@ export class RealtimeClient {
    */
   #cancel(id, call) {
     if (!call.wasSent) call.fail(new RealtimeError("cancelled before it was sent", "cancelled"));
-    else if (this.#link?.isWritable) this.#link.send(JSON.stringify({ type: "system:cancel", payload: { ack: id } }));
+    else this.#sendOrKeep(JSON.stringify({ type: "system:cancel", payload: { ack: id } }));
   }
 
   /** Send what was queued. */
@@ -1319,21 +1870,41 @@ export class RealtimeClient {
 
   // Coming in --------------------------------------------------------------------------------------------
 
-  /**
-   * @param {unknown} data
-   * @param {Link} link
-   */
-  #received(data, link) {
+  /** @param {unknown} data */
+  #received(data) {
     this.#watchdog.heard();
     const message = decoded(data);
+    if (this.#state === "connecting" && this.#settings.session && message?.type !== "system:welcome") {
+      if (this.#early.push(data) > EARLY_KEPT) this.#giveUp("too much came before the welcome");
+      return;
+    }
+    if (!UNCOUNTED.has(message?.type ?? "")) this.#count(data);
+    this.#take(message, data);
+  }
+
+  /**
+   * @param {Message | null} message
+   * @param {unknown} data
+   */
+  #take(message, data) {
     if (!message) return this.#warnOnce(data);
     if (message.type.startsWith("client:")) return; // those are told by this client
     if (message.type === "system:welcome" && this.#state === "connecting") this.#welcomed(message.payload);
+    if (message.type === "system:received") return this.#session?.confirmed(message.payload?.count);
+    if (message.room && typeof message.cursor === "string") this.#rooms.reached(message.room, message.cursor);
     if (!this.#calls.take(message)) {
+      const change = this.#views.take(message);
+      if (change) this.#tell("client:presence", change);
       this.#listeners.tell(message.type, message);
-      if (message.ack !== undefined) this.#reply(message, link);
+      if (message.ack !== undefined) this.#reply(message);
     }
     this.#listeners.tell("*", message);
+  }
+
+  /** @param {unknown} data */
+  #count(data) {
+    const session = this.#session;
+    if (session?.receiving(String(data).length) && this.#link?.isWritable) this.#link.send(session.confirmation());
   }
 
   /** @param {unknown} data */
@@ -1344,14 +1915,14 @@ export class RealtimeClient {
   }
 
   /**
-   * Answer a question, on the connection it came by and on no other.
+   * Answer a question, in the session it came by, or where there is none on that connection; on no other.
    *
    * @param {Message} question
-   * @param {Link} link
    */
-  async #reply(question, link) {
+  async #reply(question) {
+    const asker = this.#session ?? this.#link;
     const text = await this.#answerTo(question);
-    if (link === this.#link && link.isWritable) link.send(text);
+    if (asker && asker === (this.#session ?? this.#link)) this.#sendOrKeep(text);
   }
 
   /** @param {Message} question */
@@ -1975,6 +2546,8 @@ export class WebRTCCall {
   #entered = () => {};
   /** @type {(error: Error) => void} */
   #refused = () => {};
+  /** @type {"entering" | "inside" | null} where we were when the connection was lost, and are if the session goes on */
+  #suspended = null;
   /** @type {Error | null} why it ended */
   #cause = null;
   /** @type {Promise<unknown> | null} */
@@ -2130,11 +2703,11 @@ export class WebRTCCall {
 
   /** Leave for good: every connection is closed, iterations end. Resolves when the server knows. */
   async leave() {
-    const known = this.#state === "inside" || this.#state === "entering";
+    const known = this.#state === "inside" || this.#state === "entering" || this.#suspended !== null;
     const { id } = this.#client;
     const told = patiently(
       () => this.#client.call(`${this.#namespace}:leave`, { room: this.room }),
-      () => known && this.#client.state === "open" && this.#client.id === id,
+      () => known && this.#client.state !== "closed" && this.#client.id === id,
     );
     this.#end(null);
     await told.catch(() => {}); // the connection is gone, and we with it
@@ -2170,11 +2743,26 @@ export class WebRTCCall {
     this.#connectionChanged({ name: this.#client.state });
   }
 
-  /** @param {{name: string, code?: number, reason?: string}} state */
-  #connectionChanged({ name, code, reason }) {
-    if (name === "open") this.#enter();
-    else if (name !== "closed") this.#state = "outside";
-    else this.#end(new RealtimeError(`the connection is closed: ${code ?? ""} ${reason ?? ""}`.trim(), "closed"));
+  /** @param {{name: string, code?: number, reason?: string, resumed?: boolean}} state */
+  #connectionChanged({ name, code, reason, resumed }) {
+    if (name === "open") {
+      if (resumed && this.#suspended) this.#goOn(this.#suspended);
+      else this.#enter();
+      this.#suspended = null;
+    } else if (name !== "closed") {
+      if (this.#state === "inside" || this.#state === "entering") this.#suspended = this.#state;
+      this.#state = "outside";
+    } else this.#end(new RealtimeError(`the connection is closed: ${code ?? ""} ${reason ?? ""}`.trim(), "closed"));
+  }
+
+  /**
+   * The session goes on, and our place in the call with it. What we would have sent meanwhile is sent now.
+   *
+   * @param {"entering" | "inside"} state
+   */
+  #goOn(state) {
+    this.#state = state;
+    for (const link of this.#links.values()) if (!link.away) link.present(link);
   }
 
   #enter() {
