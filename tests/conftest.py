@@ -33,6 +33,12 @@ class InThread(Protocol):
         """Run ``function`` in a native thread; see the fixture."""
 
 
+def pytest_collection_finish() -> None:
+    """Looking for what a test left behind passes over what was there before the first: a third of the time of all."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def in_thread() -> Iterator[InThread]:
     """Run a blocking function of a library that knows nothing of gevent: ``in_thread(socket.recv, 100)``.
