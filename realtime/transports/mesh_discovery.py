@@ -16,7 +16,7 @@ from realtime.errors import ConfigurationError
 from realtime.transports.mesh_dial import UNIX
 from realtime.transports.sockets import PlainSocket
 
-__all__ = ["UnixDirectory", "parse_discover"]
+__all__ = ["UnixDirectory", "fits", "parse_discover"]
 
 log = logging.getLogger("realtime.mesh")
 
@@ -36,9 +36,14 @@ def parse_discover(value: object) -> Path | None:
     if not isinstance(value, str) or not value.startswith(UNIX) or not value.removeprefix(UNIX):
         raise ConfigurationError(f"discover={value!r}: must be 'unix:' and a directory, such as 'unix:/run/shop'")
     directory = Path(value.removeprefix(UNIX)).absolute()
-    if len(os.fsencode(directory / ("0" * 32 + SUFFIX))) > LONGEST_PATH:
+    if not fits(directory):
         raise ConfigurationError(f"discover={value!r}: too long, a socket's path has {LONGEST_PATH} bytes at most")
     return directory
+
+
+def fits(directory: Path) -> bool:
+    """Tell whether the paths of sockets in a directory are short enough."""
+    return len(os.fsencode(directory / ("0" * 32 + SUFFIX))) <= LONGEST_PATH
 
 
 class UnixDirectory:
@@ -87,6 +92,7 @@ class UnixDirectory:
         try:
             sock.setblocking(False)
             sock.bind(str(unready))
+            unready.chmod(0o600)  # whoever may write to it is a node: nobody else, whatever the umask is
             sock.listen(BACKLOG)
             unready.rename(self.path)
         except OSError as error:
@@ -109,8 +115,12 @@ class UnixDirectory:
 
     def refused(self, address: str) -> None:
         """Nobody listens on a socket: its node died without taking it away, so that is done for it."""
-        if address in self._known:
+        if address not in self._known:
+            return
+        try:
             Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot clear away %s: %s", address, error)
 
     def _look_again(self) -> None:
         while True:
@@ -121,13 +131,22 @@ class UnixDirectory:
                 log.warning("cannot look into %s: %s", self._directory, error)
 
     def _look(self) -> None:
-        there = {
-            f"{UNIX}{self._directory / name}"
-            for name in os.listdir(self._directory)
-            if name.endswith(SUFFIX) and name != self.path.name
-        }
+        with os.scandir(self._directory) as entries:
+            there = {
+                f"{UNIX}{self._directory / entry.name}"
+                for entry in entries
+                if entry.name.endswith(SUFFIX) and entry.name != self.path.name and _is_socket(entry)
+            }
         for address in sorted(there - self._known):
             self._found(address)
         for address in self._known - there:
             self._gone(address)
         self._known = there
+
+
+def _is_socket(entry: os.DirEntry[str]) -> bool:
+    """Tell whether this is a socket: Node's compiled modules are named so as well, and are not to be cleared away."""
+    try:
+        return stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False  # gone since

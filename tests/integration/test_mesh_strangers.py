@@ -397,6 +397,27 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: i
     assert list(where.iterdir()) == []
 
 
+def test_only_sockets_of_the_directory_are_nodes_and_nothing_else_is_touched(start: Start, tmp_path: Path) -> None:
+    where = tmp_path / "nodes"
+    where.mkdir(0o755)
+    (where / "addon.node").write_bytes(b"a compiled module of Node's")
+    (where / "folder.node").mkdir()
+    with plain_socket.socket(plain_socket.AF_UNIX) as dead:
+        dead.bind(str(where / "dead.node"))
+    umask = os.umask(0)
+    try:
+        first = start("ann", port=None, discover=f"unix:{where}")
+        second = start("bob", port=None, discover=f"unix:{where}")
+    finally:
+        os.umask(umask)
+    meet(first, second)
+    eventually(lambda: not (where / "dead.node").exists(), "the dead one's socket is gone")
+    assert (where / "addon.node").read_bytes() == b"a compiled module of Node's"
+    assert (where / "folder.node").is_dir()
+    modes = [path.stat().st_mode & 0o777 for path in where.iterdir() if path.is_socket()]
+    assert modes == [0o600, 0o600]  # whoever may write to a socket is a node
+
+
 # A client that does not read ------------------------------------------------------------------------------------------
 
 

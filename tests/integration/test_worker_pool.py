@@ -101,6 +101,21 @@ WorkerPool(2, setup).run()
     assert not Path(directory).exists()
 
 
+@pytest.mark.parametrize("variable", ["TMPDIR", "XDG_RUNTIME_DIR"])
+def test_workers_meet_although_temporary_files_go_where_no_socket_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    monkeypatch.setenv(variable, str(long))
+    write(tmp_path, KERNEL)
+    with Pool.serving(tmp_path) as pool:
+        while not any(" joined " in line for line in pool.output):
+            pool.wait_for(" joined ")
+        assert list(long.iterdir()) == []
+        assert pool.stop() == 0
+
+
 def test_each_transport_has_a_port_of_its_own_and_one_without_a_port_needs_nothing(tmp_path: Path) -> None:
     text = """
         from realtime import RealtimeKernel, WebSocketTransport
