@@ -231,6 +231,8 @@ class Membership:
                 member.instance = record.instance
                 if member.joined is not None and not member.linked:
                     self._gone(member, "restarted")
+            else:
+                member.leaving = False  # it has heard that it leaves, and says that it does not
             if member.state != ALIVE:
                 member.state, member.changed = ALIVE, now
         else:

@@ -26,6 +26,7 @@ ACK_FRAMES = 64  # received and not acknowledged
 ACK_BYTES = 256 * KiB
 ACK_DELAY = 0.05  # seconds
 WINDOW = 4 * MiB  # sent again and not acknowledged: the rest waits, as an outbox is no larger than our buffer
+_MOST = 2**53  # frames of a session, and more than any will have: gaps must not lead to numbers that no frame can carry
 _FRAME_COST = 64  # bytes that a frame in the buffer counts for beside its body: small ones cost memory as well
 
 
@@ -243,7 +244,7 @@ class Session:
         """The peer says that frames are lost. Raises MeshError if that does not fit what we have."""
         if not self.open:
             raise MeshError("a gap before the resume")
-        if first != self.received + 1 or not 0 < count < 2**53:
+        if first != self.received + 1 or not 0 < count < _MOST - self.received:
             raise MeshError(f"a gap of {count} from {first} on after {self.received}")
         self.received += count
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic
@@ -13,7 +13,7 @@ import gevent
 from gevent.event import Event
 
 from realtime.cluster import ClusterNode
-from realtime.errors import BadMessage, MessageTooBig
+from realtime.errors import BadMessage, MessageTooBig, Reject
 from realtime.message import Mark, Outbound
 from realtime.outbox import Outbox
 from realtime.protocols.mesh_actions import (
@@ -39,6 +39,7 @@ from realtime.protocols.mesh_calls import pack_failure, pack_result, unpack_ques
 from realtime.protocols.mesh_core import MeshCore
 from realtime.protocols.mesh_frames import SessionEvent
 from realtime.protocols.mesh_handshake import Hello
+from realtime.protocols.mesh_pending import MOST_PENDING
 from realtime.transports.mesh_links import Links, LinkUser
 from realtime.transports.mesh_room_calls import perform_here
 
@@ -47,6 +48,7 @@ __all__ = ["Engine", "News"]
 log = logging.getLogger("realtime.mesh")
 
 STOPPING = 1.0  # seconds for the clock's greenlet to end
+_SIGN_OF_LIFE = 0.05  # seconds, fewer than any node may be silent
 _MEETING = 0.005  # seconds between two looks whether the others are known: once at each start
 
 
@@ -76,7 +78,8 @@ class Engine(LinkUser):
         self._run_job = run
         self._acting = False
         self._inbound: dict[str, deque[tuple[Action, float]]] = {}  # each with when it came
-        self._settling: set[str] = set()
+        self._settling: dict[str, Event] = {}  # nodes whose messages are being delivered
+        self._calls: Counter[str] = Counter()  # under way here, by the node that asked
         self._scheduled = False
         self._written: dict[Outbox, None] = {}  # outboxes that got frames in this act
         self._bursts = 0  # acts with frames in this turn of the loop
@@ -236,18 +239,29 @@ class Engine(LinkUser):
     def settle(self, node: str) -> None:
         """Carry out what came from a node, its messages for our clients in order. Switches greenlets."""
         self.act()
+        while (earlier := self._settling.get(node)) is not None:
+            earlier.wait()  # the greenlet of a link before: to read on meanwhile would be to push back no more
         inbound = self._inbound.get(node)
-        if not inbound or node in self._settling:
+        if not inbound:
             return
-        self._settling.add(node)
+        settled = self._settling[node] = Event()
         try:
-            while inbound:
-                self._deliver(*inbound.popleft())
+            self._deliver_all(node, inbound)
         finally:
-            self._settling.discard(node)
+            del self._settling[node]
+            settled.set()
             if not inbound:
                 self._inbound.pop(node, None)
         self.act()
+
+    def _deliver_all(self, node: str, inbound: deque[tuple[Action, float]]) -> None:
+        said_at = monotonic()
+        while inbound:
+            self._deliver(*inbound.popleft())
+            now = monotonic()
+            if now - said_at > _SIGN_OF_LIFE:
+                said_at = now
+                self.core.alive(node, now)  # slow clients hold us up: that we do not read is not its silence
 
     def _deliver(self, action: Action, came_at: float) -> None:
         try:
@@ -260,10 +274,25 @@ class Engine(LinkUser):
                 message = _relayed(action, came_at)
                 self._node.deliver_to_client(action.client, message)
             elif isinstance(action, RunCall):
-                self._run_job(partial(self._run_call, action))
+                self._begin_call(action)
         except BadMessage as error:
             self.core.counters["refused_bad_message"] += 1
             log.warning("a node sent what cannot be delivered: %s", error)
+
+    def _begin_call(self, action: RunCall) -> None:
+        """Have a greenlet do what a node asks. An honest one has never asked more than it waits for itself."""
+        if self._calls[action.origin] >= MOST_PENDING:
+            self.core.counters["calls_refused"] += 1
+            refusal = Reject(f"{MOST_PENDING} questions of this node are under way already", code="busy")
+            self.core.answer(action.origin, action.token, False, pack_failure(refusal))
+            return
+        self._calls[action.origin] += 1
+        self._run_job(partial(self._run_call, action))
+
+    def _call_ended(self, node: str) -> None:
+        self._calls[node] -= 1
+        if not self._calls[node]:
+            del self._calls[node]
 
     def _run_call(self, action: RunCall) -> None:
         """In a greenlet of its own: do what a node asks for a client of ours, and answer. Switches greenlets."""
@@ -276,6 +305,8 @@ class Engine(LinkUser):
             body, ok = pack_result(result), True
         except Exception as error:
             body, ok = pack_failure(error), False
+        finally:
+            self._call_ended(action.origin)
         try:
             self.core.answer(action.origin, action.token, ok, body)
         except MessageTooBig as error:

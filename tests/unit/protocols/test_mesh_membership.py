@@ -132,6 +132,14 @@ def test_word_of_a_goodbye_waits_for_the_goodbye_itself() -> None:
     assert table.members["ann"].state == LEFT
 
 
+def test_who_says_that_it_stays_does_not_leave_with_its_link() -> None:
+    table = linked("ann")
+    table.hears_of("ann", 2, LEFT)  # a lie: only the node itself says so, as its last words
+    table.hears_of("ann", 3, ALIVE)
+    table.link_ended("ann", 1.0)
+    assert table.happened() == []
+
+
 def test_a_new_instance_revives_whatever_was_said_and_the_old_one_left_first() -> None:
     table = linked("ann")
     table.link_started("ann", TWO, "ann:2", 1.0)

@@ -255,6 +255,15 @@ def test_a_gap_that_does_not_fit_is_refused(first: int, count: int) -> None:
         subject.on_gap(first, count)
 
 
+def test_gaps_do_not_lead_to_numbers_that_no_frame_can_carry() -> None:
+    subject = linked()
+    subject.on_gap(1, 2**53 - 1)
+    for count in (1, 2**53 - 1):
+        with pytest.raises(MeshError):
+            subject.on_gap(2**53, count)
+    assert subject.send(b"x") == data_header(1, 2**53 - 1, 1)
+
+
 def test_nothing_comes_before_the_resume_and_only_one_resume() -> None:
     subject = session()
     subject.resume(False)
