@@ -72,6 +72,7 @@ class LoopbackNetwork:
         self._pipes: list[_Pipe] = []
         self._cut: set[tuple[str, str]] = set()
         self._pumps = Group()
+        self._sockets: set[gevent.socket.socket] = set()
 
     def in_front_of(self, node: str, port: Callable[[], int]) -> str:
         """Return the address of a proxy before a node.
@@ -96,6 +97,11 @@ class LoopbackNetwork:
         """Let everything pass, also what was held."""
         self._cut.clear()
         self._update()
+
+    def break_all(self) -> None:
+        """End every connection, with whatever is on its way."""
+        for sock in tuple(self._sockets):
+            _end(sock)
 
     def frames(self, sender: str, receiver: str) -> list[bytes]:
         """Return the bodies of the data frames that one node has sent to another, over all their links."""
@@ -134,6 +140,7 @@ class LoopbackNetwork:
             except OSError:
                 return
             with server:
+                self._sockets |= {client, server}
                 pumps = [
                     self._pumps.spawn(self._pump, client, server, there, first),
                     self._pumps.spawn(self._pump, server, client, back, b""),
@@ -141,6 +148,7 @@ class LoopbackNetwork:
                 try:
                     gevent.joinall(pumps)
                 finally:
+                    self._sockets -= {client, server}
                     gevent.killall(pumps)
 
     @staticmethod
@@ -160,7 +168,11 @@ class LoopbackNetwork:
                     return
         except OSError:
             for sock in (source, target):  # the other direction ends with this one
-                try:
-                    sock.shutdown(gevent.socket.SHUT_RDWR)
-                except OSError:
-                    pass
+                _end(sock)
+
+
+def _end(sock: gevent.socket.socket) -> None:
+    try:
+        sock.shutdown(gevent.socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 import websockets.sync.client
-from mesh_rig import CALM, LONG, PATIENCE, Cluster, NodeProcess, Proxies, any_network, eventually
+from mesh_rig import CALM, LONG, PATIENCE, Cluster, Network, NodeProcess, Proxies, any_network, eventually
 
 STREAM = 100_000 if LONG else 6_000  # numbered messages of each sender
 SLEEP = 20.0 if LONG else 0.0  # seconds, once the others have missed the sleeper
@@ -29,7 +29,7 @@ def cluster() -> Iterator[Make]:
     with ExitStack() as stack:
 
         def make(size: int, *, proxies: bool = False, **options: Any) -> Cluster:
-            network = Proxies(size) if proxies else any_network(size)
+            network: Network = Proxies(size) if proxies else any_network(size)
             return stack.enter_context(Cluster(size, network, **options))
 
         yield make
@@ -64,20 +64,20 @@ def never_twice(node: NodeProcess, client: str) -> bool:
 # One kernel -------------------------------------------------------------------------------------------------
 
 
-def test_three_processes_are_one_kernel(cluster: Make) -> None:
-    nodes = cluster(3, mesh={"options": CALM}).nodes
+@pytest.mark.parametrize("proxies", [False, True], ids=["namespaces", "loopback"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_processes_are_one_kernel(cluster: Make, size: int, proxies: bool) -> None:
+    nodes = cluster(size, proxies=proxies, mesh={"options": CALM}).nodes
     ids = [node.ask("connect", name="c", room="tea", metadata={"at": node.id}) for node in nodes]
     for node in nodes:
         eventually(lambda node=node: node.ask("view")["rooms"] == {"tea": sorted(ids)}, "the room")  # type: ignore[misc]
         assert node.ask("view")["clients"] == {id_: {"at": f"n{place}"} for place, id_ in enumerate(ids)}
-    assert nodes[0].ask("broadcast", type="news", payload="hot", room="tea") == 3
-    nodes[1].ask("send", client=ids[2], payload="for you")
-    assert nodes[2].ask("call", client=ids[0], payload=[1, "two"]) == {"heard": [1, "two"]}
-    expected = [
-        [["news", "hot"], ["question", [1, "two"]]],
-        [["news", "hot"]],
-        [["news", "hot"], ["note", "for you"]],
-    ]
+    assert nodes[0].ask("broadcast", type="news", payload="hot", room="tea") == size
+    nodes[1].ask("send", client=ids[-1], payload="for you")
+    assert nodes[-1].ask("call", client=ids[0], payload=[1, "two"]) == {"heard": [1, "two"]}
+    expected: list[list[Any]] = [[["news", "hot"]] for _ in nodes]
+    expected[0].append(["question", [1, "two"]])
+    expected[-1].append(["note", "for you"])
     for node, others in zip(nodes, expected, strict=True):
         eventually(lambda node=node, others=others: sorted(node.ask("others", name="c")) == others, "all")  # type: ignore[misc]
 
@@ -169,6 +169,31 @@ def test_route_filters_hold_back_at_the_sender(cluster: Make) -> None:
 
 
 # Death and sleep ----------------------------------------------------------------------------------------------
+
+
+def test_links_that_break_again_and_again_lose_nothing_and_repeat_nothing(cluster: Make) -> None:
+    there = cluster(3, proxies=True, mesh={"options": CALM})
+    nodes = there.nodes
+    assert isinstance(there.network, Proxies)
+    for node in nodes:
+        node.ask("connect", name="c", room="tea")
+    there.wait_until_equal(clients=3)
+    for node in nodes:
+        node.ask("stream", sender=node.id, room="tea", first=0, count=STREAM // 3, pause=0.05)
+    broken = 0
+    while broken < 10 or not all(node.ask("streamed") for node in nodes):
+        there.network.loopback.break_all()
+        broken += 1
+        gevent.sleep(0.2)
+    for node in nodes:
+        for sender in nodes:
+            seen = wait_for_last(node, sender.id, STREAM // 3 - 1)
+            assert (seen["gaps"], seen["repeated"]) == ([], 0), (node.id, sender.id, seen)
+    there.wait_until_equal(clients=3)
+    for node in nodes:
+        assert node.events("left") == []
+        assert node.events("client-disconnected") == []
+        assert node.counter("gaps") == 0
 
 
 def test_a_node_is_killed_and_started_again_in_the_middle_of_a_stream(cluster: Make) -> None:
