@@ -34,6 +34,12 @@ _LOST = {
     "lost": "the question was lost on the way",
     "busy": "too many questions wait for an answer already",
 }
+_UNCONFIRMED = {
+    "timeout": "no answer",
+    "gone": "has left the cluster",
+    "lost": "the message was lost on the way",
+    "busy": "too much waits to be confirmed already",
+}
 
 
 class _Confirmation:
@@ -184,11 +190,12 @@ class MeshCluster(Cluster):
                 confirmation.done.wait(timeout + GRACE)
         finally:
             del self._confirmations[token]
-        missing = [*confirmation.failed, *confirmation.missing]
+        missing = {**dict.fromkeys(confirmation.missing, "timeout"), **confirmation.failed}
         if missing:
+            whom = ", ".join(f"{node} ({_UNCONFIRMED.get(reason, reason)})" for node, reason in missing.items())
             raise NotConfirmed(
-                f"not confirmed within {timeout:g} s by {', '.join(missing)}",
-                nodes=missing,
+                f"not confirmed within {timeout:g} s by {whom}",
+                nodes=tuple(missing),
                 delivered=confirmation.delivered,
             )
         return confirmation.delivered

@@ -317,3 +317,26 @@ def test_streaming_refuses_a_build_it_cannot_do(payload: dict[str, Any]) -> None
         with connect(program.wait_for(SOCKET)[1]) as client:
             assert refused(client, "build:run", payload=payload) == "bad_options"
         assert program.stop() == 0
+
+
+# mesh_nodes.py -----------------------------------------------------------------------------------------------
+
+
+def test_mesh_nodes_print_who_sees_whom_and_what_reaches_whom() -> None:
+    with Program(EXAMPLES / "mesh_nodes.py") as program:
+        for name in ("ann", "bob", "cid"):
+            program.wait_for(rf"^{name} listens on 127\.0\.0\.1:\d+$")
+        for stopped, others in (("ann", ("bob", "cid")), ("bob", ("ann", "cid"))):
+            program.wait_for(f"^{stopped} sees in the market: a client of ann, a client of bob, a client of cid$")
+            price = program.wait_for(rf"^the client of {stopped} offers (\d+)$")[1]
+            for name in ("ann", "bob", "cid"):
+                program.wait_for(rf"^  the client of {name} hears {price}$")
+            program.wait_for(f"^{stopped} stops$")
+            for name in others:
+                program.wait_for(f"^  {name} sees in the market: a client of {others[0]}, a client of {others[1]}$")
+            program.wait_for(rf"^{stopped} is back, on 127\.0\.0\.1:\d+$")
+        assert program.stop() == 0
+    text = "".join(program.output)
+    for name, joined in (("ann", "cid"), ("bob", "ann"), ("cid", "bob")):
+        assert f"  {name}: {joined} joined; {name} sees " in text
+    assert "  bob: ann left; bob sees cid\n" in text

@@ -283,6 +283,22 @@ def test_a_frozen_node_is_named_by_a_broadcast_that_asks_for_confirmation(cluste
     assert nodes[0].ask("confirm", room="tea", timeout=20.0) == {"count": 3}
 
 
+def test_a_node_that_is_killed_while_it_is_to_confirm_is_named(cluster: Make) -> None:
+    there = cluster(3)
+    nodes = there.nodes
+    for node in nodes:
+        node.ask("connect", name="c", room="tea")
+    there.wait_until_equal(clients=3)
+    nodes[2].tell(signal.SIGSTOP)  # so that it cannot have confirmed
+    waiting = [nodes[0].begin("confirm", room="tea", timeout=120.0) for _ in range(5)]
+    eventually(lambda: all(len(node.ask("others", name="c")) == 5 for node in nodes[:2]), "the others have it")
+    assert not any(one.ready() for one in waiting)
+    nodes[2].kill()
+    for one in waiting:  # once it is known to be gone, long before the time is over
+        assert one.get(timeout=PATIENCE) == {"missing": ["n2"], "delivered": 1}  # at n1
+    assert nodes[0].ask("confirm", room="tea", timeout=20.0) == {"count": 2}
+
+
 def test_a_node_stops_while_questions_wait(cluster: Make) -> None:
     there = cluster(2, mesh={"options": CALM})
     asking, asked = there.nodes
