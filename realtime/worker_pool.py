@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from gevent._hub_local import get_hub_if_exists
@@ -30,7 +29,7 @@ from realtime import startup
 from realtime.config import PoolOptions
 from realtime.errors import ConfigurationError, PortInUse
 from realtime.supervision import Do, Phase, PoolState, Process, Supervisor
-from realtime.transports.mesh_discovery import fits
+from realtime.transports.mesh_discovery import parent_for
 from realtime.worker_channel import ChannelClosed, Failed, PoolEnd, Ready, Wanted, WorkerEnd, channel_pair
 from realtime.worker_ports import WorkerPorts
 from realtime.worker_process import Setup, Worker, run_worker
@@ -44,7 +43,6 @@ _NEEDED = ((os, "fork"), (socket, "SO_REUSEPORT"), (socket, "send_fds"))
 _MUST_BE_PLAIN = ("os", "select", "signal", "socket", "threading", "time")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 PREFIX = "realtime-"  # of the pool's directory; mkdtemp adds eight characters
-SHORT = "/tmp"  # where TMPDIR is a long path, as those of build systems are
 
 
 def usable_cpus() -> int:
@@ -145,7 +143,7 @@ class WorkerPool:
             raise ConfigurationError("a WorkerPool runs once: make another one")
         _require_plain_process()
         startup.configure_logging(self._log_level)
-        self._directory = tempfile.mkdtemp(prefix=PREFIX, dir=_runtime_directory())
+        self._directory = tempfile.mkdtemp(prefix=PREFIX, dir=parent_for(f"{PREFIX}{'0' * 8}"))
         try:
             with self._signals():
                 self._supervise()
@@ -385,17 +383,6 @@ def _how_it_ended(status: int) -> str:
         except ValueError:
             return f"was ended by signal {number}"
     return f"exited with code {os.waitstatus_to_exitcode(status)}"
-
-
-def _runtime_directory() -> str:
-    """Return where the pool's directory goes: short, as the paths of Unix sockets must be."""
-    runtime, temporary = os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()
-    places = [place for place in (runtime, temporary, SHORT) if _is_usable(place)]
-    return next((place for place in places if fits(Path(place, f"{PREFIX}{'0' * 8}"))), temporary)
-
-
-def _is_usable(place: str) -> bool:
-    return Path(place).is_absolute() and os.access(place, os.W_OK | os.X_OK)
 
 
 def _require_plain_process() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -141,11 +140,9 @@ def _meeting_place(target: str) -> Path:
     It is for this user, this module and this current directory: two applications must not become one by accident.
     The mesh refuses a directory in which others may write.
     """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if Path(runtime).is_absolute() and os.access(runtime, os.W_OK | os.X_OK):
-        base = Path(runtime) / "realtime"
-    else:
-        base = Path(tempfile.gettempdir()) / f"realtime-{os.getuid()}"
+    from realtime.transports.mesh_discovery import parent_for
+
     module, _, path = target.partition(":")
-    name = "\0".join((os.path.realpath(os.curdir), module, path or "kernel"))
-    return base / hashlib.sha256(name.encode()).hexdigest()[:16]
+    place = "\0".join((os.path.realpath(os.curdir), module, path or "kernel"))
+    name = f"realtime-{os.geteuid()}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
+    return parent_for(name) / name

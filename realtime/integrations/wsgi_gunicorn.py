@@ -13,7 +13,6 @@ import shutil
 import signal
 import stat
 import sys
-import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from gevent.monkey import is_module_patched
 from realtime.errors import ConfigurationError
 from realtime.kernel import RealtimeKernel
 from realtime.transports.mesh import PeerMeshTransport
+from realtime.transports.mesh_discovery import parent_for
 
 __all__ = ["WorkerExit", "adapt", "current_worker", "meeting_place"]
 
@@ -119,11 +119,10 @@ def meeting_place(master: int) -> Path:
 
     :raises ConfigurationError: somebody else has made it.
     """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = Path(runtime).is_absolute() and os.access(runtime, os.W_OK | os.X_OK)
-    parent = Path(runtime if usable else tempfile.gettempdir())
     prefix = f"realtime-gunicorn-{os.geteuid()}-{_namespace()}-"
-    directory = parent / f"{prefix}{master}-{_started_at(master)}"
+    name = f"{prefix}{master}-{_started_at(master)}"
+    parent = parent_for(name)
+    directory = parent / name
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         found = directory.lstat()

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket as stdlib_socket
 import stat
+import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from realtime.errors import ConfigurationError
 from realtime.transports.mesh_dial import UNIX
 from realtime.transports.sockets import PlainSocket
 
-__all__ = ["UnixDirectory", "fits", "parse_discover"]
+__all__ = ["UnixDirectory", "parent_for", "parse_discover"]
 
 log = logging.getLogger("realtime.mesh")
 
@@ -24,6 +25,7 @@ SUFFIX = ".node"
 LOOK_EVERY = 1.0  # seconds between two looks into the directory
 LONGEST_PATH = 107  # bytes of a Unix socket's path (unix(7))
 BACKLOG = 128
+SHORT = "/tmp"  # where TMPDIR is a long path, as those of build systems are
 
 
 def parse_discover(value: object) -> Path | None:
@@ -36,14 +38,28 @@ def parse_discover(value: object) -> Path | None:
     if not isinstance(value, str) or not value.startswith(UNIX) or not value.removeprefix(UNIX):
         raise ConfigurationError(f"discover={value!r}: must be 'unix:' and a directory, such as 'unix:/run/shop'")
     directory = Path(value.removeprefix(UNIX)).absolute()
-    if not fits(directory):
+    if not _fits(directory):
         raise ConfigurationError(f"discover={value!r}: too long, a socket's path has {LONGEST_PATH} bytes at most")
     return directory
 
 
-def fits(directory: Path) -> bool:
-    """Tell whether the paths of sockets in a directory are short enough."""
+def _fits(directory: Path) -> bool:
     return len(os.fsencode(directory / ("0" * 32 + SUFFIX))) <= LONGEST_PATH
+
+
+def parent_for(name: str) -> Path:
+    """Return where a directory of this name goes whose sockets are to be found by processes of this user.
+
+    ``XDG_RUNTIME_DIR``, the directory for temporary files, or ``/tmp``: the first that there is, where sockets' paths
+    fit. It is nobody else's, or such that nobody else can put another directory in the place of one of ours.
+    """
+    temporary = tempfile.gettempdir()
+    places = [place for place in (os.environ.get("XDG_RUNTIME_DIR", ""), temporary, SHORT) if _is_usable(place)]
+    return Path(next((place for place in places if _fits(Path(place, name))), temporary))
+
+
+def _is_usable(place: str) -> bool:
+    return Path(place).is_absolute() and os.access(place, os.W_OK | os.X_OK)
 
 
 class UnixDirectory:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,22 +240,24 @@ def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], n
 # Where gunicorn's workers meet ----------------------------------------------------------------------------
 
 
-def test_workers_of_one_master_meet_in_a_directory_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the directory goes: with a short path, as one where no socket fits is not used."""
+    with tempfile.TemporaryDirectory(prefix="rt") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+def test_workers_of_one_master_meet_in_a_directory_of_their_own(runtime: Path) -> None:
     place = meeting_place(os.getpid())
     assert place == meeting_place(os.getpid())
-    assert place.parent == tmp_path
+    assert place.parent == runtime
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     assert meeting_place(os.getppid()) != place
     assert place.exists()
 
 
-def test_what_a_dead_master_left_is_removed_and_a_strangers_directory_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_what_a_dead_master_left_is_removed_and_a_strangers_directory_is_not_used(runtime: Path) -> None:
     place = meeting_place(os.getpid())
     dead = place.with_name(place.name.rpartition("-")[0] + "-1")  # our id, of a process that began earlier
     (dead / "inside").mkdir(parents=True)
@@ -264,6 +267,6 @@ def test_what_a_dead_master_left_is_removed_and_a_strangers_directory_is_not_use
     with pytest.raises(ConfigurationError, match="0700"):
         meeting_place(os.getpid())
     place.rmdir()
-    place.symlink_to(tmp_path)
+    place.symlink_to(runtime)
     with pytest.raises(ConfigurationError, match="0700"):
         meeting_place(os.getpid())
