@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from programs import PATIENCE, Program
-from worker_rig import KERNEL, SCRIPT, Pool, ask, close_code, gone_afterwards, is_refused, run, write
+from worker_rig import KERNEL, SCRIPT, Pool, ask, close_code, connect, gone_afterwards, is_refused, run, write
 
 from realtime import ConfigurationError, PoolOptions, WorkerPool
 from realtime.transports.memory import MemoryTransport
@@ -42,6 +43,31 @@ atexit.register(lambda: os.write(1, f"exit function {{os.getpid()}}\\n".encode()
     output = "".join(pool.output)
     assert {pid for pid in clients if f"exit function {pid}" in output} == set(clients), output
     assert "Traceback" not in output
+
+
+def test_a_signal_in_the_middle_of_a_reload_ends_old_and_new_processes(tmp_path: Path) -> None:
+    text = f"""{SCRIPT}
+import time
+
+def setup(worker):
+    global worker_here
+    worker_here = worker.generation
+    while worker.generation == 2:
+        time.sleep(1)
+    return make_kernel()
+
+WorkerPool(2, setup).run()
+"""
+    with Pool(write(tmp_path, text)) as pool, connect(pool.url) as client:
+        assert ask(client)[1] == 1
+        pool.tell(signal.SIGHUP)
+        pool.wait_for("reloading the workers one by one")
+        while len(processes := pool.workers()) < 3:  # the new one is not ready, and will not be
+            time.sleep(0.01)
+        with gone_afterwards(processes):
+            assert pool.stop(signal.SIGTERM) == 0
+        assert close_code(client) == 4013
+    assert is_refused(pool.port)
 
 
 def test_ctrl_c_in_a_terminal_reaches_all_processes_and_drains_once(tmp_path: Path) -> None:
