@@ -143,17 +143,17 @@ class MeshCore(Incoming):
             return
         if reason == Reason.LEAVING:
             self._membership.said_goodbye(node)
-        self._unlink(peer, now)
+        self._unlink(peer, now, refused=reason == Reason.NODE_ID)
         self._membership.link_ended(node, now)
         self._settle(now)
         self._sooner(now)
 
-    def _unlink(self, peer: Peer, now: float) -> None:
+    def _unlink(self, peer: Peer, now: float, *, refused: bool = False) -> None:
         self._peers.detach(peer)
         member = self._membership.members[peer.id]
         if member.address is not None and not member.leaving:
             self._dialling.want(peer.id, member.address, now)
-        self._dialling.unlinked(peer.id, now)
+        self._dialling.unlinked(peer.id, now, refused=refused)
 
     def dial_ended(self, address: str, reason: str, now: float, *, node: str | None = None) -> None:
         """An attempt to connect led to no link.

@@ -123,14 +123,16 @@ class DialPlan:
         if target is not None:
             target.under_way = target.failed = False
             target.node = node
-        for target in self._targets.values():
-            if target.node == node:
-                target.delay = self._options.backoff
 
-    def unlinked(self, node: str, now: float) -> None:
-        """The link to a node ended: it is dialled again after a pause."""
+    def unlinked(self, node: str, now: float, *, refused: bool = False) -> None:
+        """The link to a node ended: it is dialled again after a pause.
+
+        :param refused: the node did not want it, and will not want the next one either: the pauses go on growing.
+        """
         for target in self._targets.values():
             if target.node == node:
+                if not refused:
+                    target.delay = self._options.backoff
                 self._pause(target, now)
 
     def _pause(self, target: _Target, now: float) -> None:

@@ -302,6 +302,22 @@ def test_nobody_is_dialled_who_is_linked_and_again_after_that() -> None:
     assert 100.5 <= due <= 101.0
 
 
+def test_pauses_go_on_growing_where_a_node_ends_each_link_as_it_does_not_want_it() -> None:
+    dialling, connected = plan("ann:1")
+    now, pauses = 0.0, []
+    for refused in (True, True, True, False, True):
+        assert dialling.due(now) == (["ann:1"], None)
+        dialling.linked("ann", "ann:1")
+        connected.add("ann")
+        connected.clear()
+        dialling.unlinked("ann", now, refused=refused)
+        due = dialling.due(now)[1]
+        assert due is not None
+        pauses.append(due - now)
+        now = due
+    assert all(base / 2 <= pause <= base for base, pause in zip([1, 2, 4, 1, 2], pauses, strict=True))
+
+
 def test_an_address_that_leads_to_ourselves_is_dropped_for_ever() -> None:
     dialling, _ = plan("alias:1")
     dialling.due(0.0)
