@@ -99,7 +99,8 @@ def _print_section(printer: Printer, title: str, findings: Iterable[_Finding]) -
         name = f"{finding.name:<{NAMES}} " if finding.value else finding.name
         printer.line([(f"  {name}", "cyan"), (finding.value, style)])
         if finding.meaning:
-            printer.line([(textwrap.indent(textwrap.fill(finding.meaning, WIDTH), " " * 6), "")])
+            lines = textwrap.fill(finding.meaning, WIDTH, break_on_hyphens=False)  # nor commands to copy, within words
+            printer.line([(textwrap.indent(lines, " " * 6), "")])
 
 
 def _installed(distribution: str) -> str | None:

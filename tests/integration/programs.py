@@ -14,10 +14,11 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["EXAMPLES", "PATIENCE", "ROOT", "Program", "basic_copy", "client_in"]
+__all__ = ["EXAMPLES", "PATIENCE", "ROOT", "Program", "basic_copy", "client_in", "source_copy"]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
+BUILT_FROM = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "realtime", "examples")
 PATIENCE = 60.0  # seconds any wait may take before the test fails
 
 
@@ -97,6 +98,17 @@ def basic_copy(folder: Path, port: int = 0) -> Path:
     assert "port=9090" in text
     script.write_text(text.replace("port=8080", f"port={port}").replace("port=9090", "port=0"))
     return script
+
+
+def source_copy(folder: Path) -> Path:
+    """Copy what the package is built from, so that building leaves nothing in the source tree; return the folder."""
+    for name in BUILT_FROM:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
 
 
 def client_in(script: Path, port: int, default: int) -> str:

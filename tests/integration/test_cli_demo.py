@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 from cli_rig import connect, receive, run
-from programs import EXAMPLES, PATIENCE, ROOT, Program
+from programs import EXAMPLES, PATIENCE, ROOT, Program, source_copy
 from requirements import module
 
 PAGE = r"^    http://127\.0\.0\.1:(\d+)/$"
 CODE = r"^Its code is (.*)$"
-BUILT_FROM = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "realtime", "examples")
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
@@ -48,13 +47,7 @@ def chat(port: int) -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package as it is installed: what setuptools builds, away from the source tree."""
     module("setuptools")
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    for name in BUILT_FROM:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "node_modules")
-            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, source)
+    source, built = source_copy(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("installed")
     build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "-d", str(built)]
     subprocess.run(build, cwd=source, check=True, timeout=PATIENCE, capture_output=True)
     shutil.rmtree(source)
