@@ -11,8 +11,18 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from realtime.client.calls import Pending, Question
+from realtime.client.event_loop import warn_of_stopped_loop
 from realtime.client.handlers import Handler, Handlers
-from realtime.client.options import Address, Backoff, ClientLimits, HeaderSource, check_headers, check_seconds, trust
+from realtime.client.options import (
+    Address,
+    Backoff,
+    ClientLimits,
+    HeaderSource,
+    check_headers,
+    check_kind,
+    check_seconds,
+    trust,
+)
 from realtime.client.presence import ClientPresence
 from realtime.client.rooms import ClientRooms
 from realtime.client.session import Session
@@ -25,6 +35,10 @@ from realtime.errors import BadMessage, ConfigurationError, RealtimeError
 __all__ = ["Client"]
 
 H = TypeVar("H", bound=Handler)
+
+_BACKOFF, _LIMITS = Backoff(), ClientLimits()
+_A_BACKOFF = "a realtime.client.Backoff, such as Backoff(max=30)"
+_CLIENT_LIMITS = "realtime.client.ClientLimits, such as ClientLimits(inbox=100)"
 
 
 class Client:
@@ -49,7 +63,7 @@ class Client:
     send, call and wait.
 
     It waits with ``threading`` and ``selectors``: in a process with a gevent event loop, have everything patched, or
-    use it in a native thread; otherwise a wait stops that loop.
+    use it in a native thread; otherwise a wait stops that loop, and the log says so.
 
     :param url: ``ws://``, ``wss://``, ``http://`` or ``https://``.
     :param headers: of the opening handshake, as a mapping, or pairs, or a function that returns them for every attempt.
@@ -79,6 +93,8 @@ class Client:
         session: bool = True,
     ) -> None:
         address = Address.parse(url)
+        for name, value in (("msgpack", msgpack), ("reconnect", reconnect), ("session", session)):
+            check_kind(name, value, bool, "True or False")
         wire = MSGPACK_WIRE if msgpack else JSON_WIRE
         if callable(headers):
             source = headers
@@ -89,8 +105,6 @@ class Client:
             wire.request("system:hello", hello)
         except BadMessage as error:
             raise ConfigurationError(f"hello={hello!r}: {error}") from None
-        if not isinstance(session, bool):
-            raise ConfigurationError(f"session={session!r}: must be True or False")
         if session and not (hello is None or isinstance(hello, dict)):
             raise ConfigurationError(f"hello={hello!r}: must be a dictionary, to ask for a session, or session=False")
         self._wire = wire
@@ -101,8 +115,8 @@ class Client:
             wire=wire,
             timeout=check_seconds("timeout", timeout),
             reconnect=reconnect,
-            backoff=backoff or Backoff(),
-            limits=limits or ClientLimits(),
+            backoff=_BACKOFF if backoff is None else check_kind("backoff", backoff, Backoff, _A_BACKOFF),
+            limits=_LIMITS if limits is None else check_kind("limits", limits, ClientLimits, _CLIENT_LIMITS),
             hello=hello,
             session=session and reconnect,
         )
@@ -124,6 +138,7 @@ class Client:
         :raises HandshakeError: the server refuses: ``.status`` is its HTTP status.
         :raises ConnectionClosed: there is no server, or it closed the connection: ``.code`` and ``.reason``.
         """
+        warn_of_stopped_loop()
         with self._starting:
             if self._session.state is ClientState.CLOSED:
                 self._session.close(CloseCode.NORMAL, "")  # waits for the last one's threads

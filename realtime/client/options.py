@@ -8,13 +8,26 @@ import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from realtime.config import KiB, MiB
 from realtime.errors import ConfigurationError
 from realtime.protocols.handshake import build_request, new_key
 
-__all__ = ["Address", "Backoff", "ClientLimits", "HeaderSource", "Headers", "check_headers", "check_seconds", "trust"]
+__all__ = [
+    "Address",
+    "Backoff",
+    "ClientLimits",
+    "HeaderSource",
+    "Headers",
+    "check_headers",
+    "check_kind",
+    "check_seconds",
+    "trust",
+]
+
+T = TypeVar("T")
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 HeaderSource = Headers | Callable[[], Headers] | None
@@ -24,6 +37,13 @@ def check_seconds(name: str, value: float) -> float:
     """Return a duration above 0, ``math.inf`` among them; raise ConfigurationError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
         raise ConfigurationError(f"{name}={value!r}: must be a number of seconds above 0")
+    return value
+
+
+def check_kind(name: str, value: object, kind: type[T], allowed: str) -> T:
+    """Return a value of the kind it must have; raise ConfigurationError for any other, with what is allowed."""
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name}={value!r}: must be {allowed}")
     return value
 
 
@@ -114,8 +134,10 @@ class Address:
     def parse(cls, url: str) -> Address:
         """Take a URL apart. Raises ConfigurationError."""
         allowed = "must be as in 'ws://localhost:8080/realtime', with ws, wss, http or https"
-        if not isinstance(url, str):
-            raise ConfigurationError(f"url={url!r}: {allowed}")
+        if not isinstance(url, str) or any(ord(char) < 32 or ord(char) == 127 for char in url):
+            raise ConfigurationError(f"url={url!r}: {allowed}")  # of control characters urlsplit drops some
+        if "@" in url.partition("//")[2].partition("/")[0]:
+            raise ConfigurationError("url: has a user or password in it; send that with headers={'Authorization': ...}")
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -124,12 +146,17 @@ class Address:
             raise ConfigurationError(f"url={url!r}: {allowed}: {error}") from None
         if parts.scheme not in ("ws", "wss", "http", "https") or not host:
             raise ConfigurationError(f"url={url!r}: {allowed}")
-        if "@" in parts.netloc:
-            raise ConfigurationError("url: has a user or password in it; send that with headers={'Authorization': ...}")
+        if port == 0:
+            raise ConfigurationError(f"url={url!r}: nobody can be reached at port 0")
         secure = parts.scheme in ("wss", "https")
         query = f"?{parts.query}" if parts.query else ""
         target = quote((parts.path or "/") + query, safe="%/:?#[]@!$&'()*+,;=~")
-        return cls(url, host, port or (443 if secure else 80), secure, target)
+        address = cls(url, host, port or (443 if secure else 80), secure, target)
+        try:
+            build_request(address.host_header, target, new_key())
+        except ValueError as error:
+            raise ConfigurationError(f"url={url!r}: {allowed}: {error}") from None
+        return address
 
     @property
     def host_header(self) -> str:
@@ -144,17 +171,23 @@ _OURS = frozenset(("host", "upgrade", "connection", "content-length", "transfer-
 def check_headers(address: Address, headers: Headers | None) -> list[tuple[str, str]]:
     """Return headers as pairs. Raises ConfigurationError for what no request can carry."""
     try:
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers or ())
-        for name, value in pairs:
-            if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
-                raise ConfigurationError(f"headers: {name!r} is written by the client itself")
-            if not isinstance(value, str):
-                raise TypeError(f"the value of {name!r} must be a string, not {type(value).__name__}")
+        pairs = [(name, value) for name, value in (headers.items() if isinstance(headers, Mapping) else headers or ())]
+    except (TypeError, ValueError):
+        kind = type(headers).__name__
+        raise ConfigurationError(
+            f"headers: must map names to strings, as in {{'Authorization': 'Bearer abc'}}, or be pairs of these: {kind}"
+        ) from None
+    for name, value in pairs:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"headers: the name {name!r} must be a string")
+        if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
+            raise ConfigurationError(f"headers: {name!r} is written by the client itself")
+        if not isinstance(value, str):
+            raise ConfigurationError(f"headers: the value of {name!r} must be a string, not {type(value).__name__}")
+    try:
         build_request(address.host_header, address.target, new_key(), headers=pairs)
-    except (TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"headers: must map names to strings: {error}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"headers: {error}") from None
     return pairs
 
 

@@ -20,7 +20,7 @@ from realtime.client.handlers import Handlers
 from realtime.client.handling import Handling
 from realtime.client.inbox import Inbox
 from realtime.client.link import Link
-from realtime.client.options import check_headers
+from realtime.client.options import Headers, check_headers
 from realtime.client.states import NOT_YET, ClientState, Ended, Settings
 from realtime.client.stream import Stream
 from realtime.client.waiting import SendQueue
@@ -258,7 +258,7 @@ class Session:
         except ConfigurationError as error:
             return Ended(CloseCode.ABNORMAL, str(error), error)
         except ConnectionClosed as error:
-            return Ended(error.code, error.reason)
+            return Ended(error.code, error.reason, error.__cause__ if isinstance(error.__cause__, Exception) else None)
         except OSError as error:
             address = self._settings.address
             return Ended(CloseCode.ABNORMAL, f"cannot connect to {address.host}:{address.port}: {error}", error)
@@ -275,7 +275,7 @@ class Session:
 
     def _open(self) -> Link:
         settings = self._settings
-        headers = check_headers(settings.address, settings.headers())
+        headers = check_headers(settings.address, self._headers())
         stream = Stream(tls=settings.tls, outbox=settings.limits.outbox, tick=self._tick, paused=self._is_paused)
         with self._lock:
             self._stream = stream
@@ -296,6 +296,15 @@ class Session:
             stream.close()
             raise
         return link
+
+    def _headers(self) -> Headers | None:
+        """Ask the application. What it raises ends the attempt, not the client: a service may be away for a moment."""
+        try:
+            return self._settings.headers()
+        except Exception as error:
+            reason = f"the function for the headers failed: {type(error).__name__}: {error}"
+            log.warning("%s", reason, exc_info=True)
+            raise ConnectionClosed(reason=reason) from error
 
     def _greet(self, *, first: bool) -> None:
         """Say hello: on a new connection also which session we want."""

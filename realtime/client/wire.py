@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -61,9 +61,10 @@ class ClientWire:
         if not type or room == "":
             raise BadMessage(f"{'type' if not type else 'room'}='': must not be empty")
         if target is not None and not isinstance(target, str):
-            target = list(target)
-            if not all(isinstance(one, str) for one in target):
+            ids = list(target) if isinstance(target, Iterable) else [target]
+            if not all(isinstance(one, str) for one in ids):
                 raise BadMessage(f"target={target!r}: must be the id of a client, or a list of them")
+            target = ids
         return self._codec.encode(_Request(type, payload, room, target, ack))
 
     def frame(self, data: bytes) -> str | bytes:

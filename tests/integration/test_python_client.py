@@ -661,6 +661,23 @@ def test_headers_reach_the_server_and_a_function_is_asked_for_every_attempt(make
     assert client.call("who")[1] == "second"
 
 
+def test_a_function_for_the_headers_that_fails_ends_the_attempt_and_not_the_client(make: Make) -> None:
+    answers: list[Any] = [LookupError("no token now"), LookupError("still none"), {"X-Name": "ada"}]
+
+    def headers() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    client = make(headers=headers)
+    with pytest.raises(ConnectionClosed, match="for the headers failed: LookupError: no token now") as caught:
+        client.connect()
+    assert isinstance(caught.value.__cause__, LookupError)
+    client.connect(retry=True)
+    assert client.call("who")[1] == "ada"
+
+
 def test_a_refusal_is_raised_with_its_status_and_words_and_is_final(make: Make) -> None:
     client = make(headers={"X-Name": "mallory"})
     with pytest.raises(HandshakeError, match=r"the server refused: 401 Unauthorized: not you") as caught:

@@ -6,7 +6,9 @@ import math
 import ssl
 from typing import Any
 
+import gevent
 import pytest
+from gevent.threadpool import ThreadPool
 
 import realtime
 from realtime import Client, ConfigurationError, ConnectionClosed
@@ -19,7 +21,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"url": "example.org"}, "must be as in"),
     ({"url": "ws://"}, "must be as in"),
     ({"url": "ws://example.org:99999/"}, "Port out of range"),
+    ({"url": "ws://example.org:0/"}, "nobody can be reached at port 0"),
+    ({"url": "ws://ex ample.org/"}, "url='ws://ex ample.org/': must be as in"),
+    ({"url": "ws://example.org/\r\nHost: other"}, "must be as in"),
     ({"url": "ws://ada:secret@example.org/"}, "has a user or password in it"),
+    ({"url": "ws://ada:secret@example.org:99999/"}, "has a user or password in it"),
+    ({"msgpack": 1}, "msgpack=1: must be True or False"),
+    ({"reconnect": "no"}, "reconnect='no': must be True or False"),
+    ({"session": None}, "session=None: must be True or False"),
+    ({"backoff": 5}, "backoff=5: must be a realtime.client.Backoff, such as"),
+    ({"backoff": {}}, "backoff={}: must be a realtime.client.Backoff, such as"),
+    ({"limits": {}}, "limits={}: must be realtime.client.ClientLimits, such as"),
     ({"timeout": 0}, "timeout=0: must be a number of seconds above 0"),
     ({"timeout": math.nan}, "timeout=nan"),
     ({"timeout": "10"}, "timeout='10'"),
@@ -28,6 +40,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"headers": {"Sec-WebSocket-Key": "mine"}}, "is written by the client itself"),
     ({"headers": [("Host", "other")]}, "is written by the client itself"),
     ({"headers": 7}, "must map names to strings"),
+    ({"headers": "Authorization: secret"}, "must map names to strings"),
+    ({"headers": {b"X-Name": "a"}}, "the name b'X-Name' must be a string"),
     ({"hello": object()}, "hello=<object"),
     ({"tls": "ca.pem"}, "is for wss:// and https:// addresses"),
     ({"url": "wss://example.org/", "tls": "/nowhere/ca.pem"}, "cannot be read as certificates"),
@@ -58,6 +72,26 @@ def test_options_refuse_what_cannot_work(make: Any, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("target", [5, [5], b"ab", ["a", None]])
+def test_a_target_that_names_no_client_is_refused(target: Any) -> None:
+    with pytest.raises(realtime.BadMessage, match="must be the id of a client, or a list of them"):
+        Client("ws://127.0.0.1:1/").send("hello", target=target)
+
+
+def test_it_is_said_that_waiting_stops_the_event_loop_of_a_thread(caplog: pytest.LogCaptureFixture) -> None:
+    gevent.sleep(0)
+    client = Client("ws://127.0.0.1:1/", reconnect=False)
+    with pytest.raises(ConnectionClosed):
+        client.connect()
+    assert "stands still while the client waits" in caplog.text
+    caplog.clear()
+    native = ThreadPool(1)
+    error = native.apply(pytest.raises, (ConnectionClosed, client.connect))
+    native.kill()
+    assert error.type is ConnectionClosed
+    assert not caplog.text
 
 
 def test_handlers_and_waits_refuse_what_is_no_type_or_no_function() -> None:
