@@ -81,7 +81,8 @@ def pid() -> str:
     return str(os.getpid())
 
 
-application = RealtimeMiddleware(app.wsgi_app, kernel, authenticate=authenticate)
+site = app.wsgi_app
+application = RealtimeMiddleware(site, kernel, authenticate=authenticate)
 app.wsgi_app = application  # type: ignore[method-assign]
 
 print(f"loaded by process {os.getpid()}", flush=True)

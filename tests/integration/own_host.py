@@ -7,12 +7,10 @@ from gevent import monkey
 if __name__ == "__main__":
     monkey.patch_all()
 
-    import hosted_app
+    from hosted_app import authenticate, kernel, site
 
     from realtime import WebSocketTransport
 
-    transport = WebSocketTransport(port=0, app=hosted_app.app, authenticate=hosted_app.authenticate)
-    hosted_app.kernel.use_transport(transport)
-    hosted_app.kernel.start()
-    print(f"listening at http://127.0.0.1:{transport.port}", flush=True)
-    hosted_app.kernel.run()
+    transport = WebSocketTransport(port=0, path="/realtime", app=site, authenticate=authenticate)
+    kernel.use_transport(transport)
+    kernel.run()

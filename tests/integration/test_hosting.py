@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LARGE = 5_000_000
 MSGPACK = "realtime.msgpack.v1"
 HOSTS = {
+    "own": ["own_host"],
     "pywsgi": ["pywsgi_host"],
     "gevent-websocket": ["pywsgi_host", "gevent-websocket"],
     "gunicorn-gevent": gunicorn("gevent"),
