@@ -76,7 +76,8 @@ class WorkerExit:
 
     def on_start(self) -> None:
         """Watch."""
-        if not is_module_patched("threading"):
+        gthread = sys.modules.get("gunicorn.workers.gthread")
+        if gthread is not None and isinstance(self._worker, gthread.ThreadWorker):
             threads = self._worker.cfg.threads
             log.warning("each client occupies one of gunicorn's %d threads; for more: gunicorn -k gevent", threads)
         self._greenlet = gevent.spawn(self._watch)

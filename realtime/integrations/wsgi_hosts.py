@@ -153,7 +153,7 @@ class Pywsgi(Host):
     """gevent's, and gunicorn's worker that uses it."""
 
     def take(self) -> tuple[Any, bytes]:
-        if self._environ.get("SERVER_SOFTWARE", "").startswith("WSGIServer/"):  # in a process that was monkey-patched
+        if _is_wsgiref(self._environ):  # in a process that was monkey-patched
             raise _unable(
                 "wsgiref's server serves one request at a time, so one WebSocket would be its last: " + ADVICE
             )
@@ -262,11 +262,16 @@ class NoSocket(Host):
     """One that shows its applications no socket."""
 
     def take(self) -> NoReturn:
-        server = self._environ.get("SERVER_SOFTWARE") or _name_of(self._environ)
+        server = "wsgiref's server" if _is_wsgiref(self._environ) else self._environ.get("SERVER_SOFTWARE")
+        server = server or _name_of(self._environ)
         raise _unable(f"{server} does not let a WSGI application have its connections: " + ADVICE)
 
     def leave(self, start_response: StartResponse) -> NoReturn:
         raise ConnectionTaken
+
+
+def _is_wsgiref(environ: Environ) -> bool:
+    return bool(environ.get("SERVER_SOFTWARE", "").startswith("WSGIServer/"))
 
 
 def _name_of(environ: Environ) -> str:

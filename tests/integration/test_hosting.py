@@ -354,6 +354,7 @@ def test_a_sync_worker_says_what_to_change() -> None:
         assert host.get("/pid").isdigit()
         stop(program)
         assert any("ERROR" in line and "gunicorn -k gevent" in line for line in program.output)
+        assert not [line for line in program.output if "occupies one of gunicorn's" in line]
 
 
 # A person's view ----------------------------------------------------------------------------------------

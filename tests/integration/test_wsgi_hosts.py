@@ -77,6 +77,7 @@ def call(middleware: RealtimeMiddleware, environ: dict[str, Any]) -> Answer:
     ("more", "named"),
     [
         ({"SERVER_SOFTWARE": "waitress"}, "waitress"),
+        ({"SERVER_SOFTWARE": "WSGIServer/0.2"}, "wsgiref's server does not let"),
         ({"uwsgi.version": b"2"}, "uWSGI"),
         ({"mod_wsgi.version": (5,)}, "mod_wsgi"),
         ({"asgi.scope": {}}, "ASGI"),
@@ -84,7 +85,7 @@ def call(middleware: RealtimeMiddleware, environ: dict[str, Any]) -> Answer:
         ({"gunicorn.socket": None, "wsgi.multithread": False}, "gunicorn's sync worker"),
         ({"werkzeug.socket": None, "wsgi.multithread": False}, "--with-threads"),
     ],
-    ids=["waitress", "uwsgi", "mod_wsgi", "asgi", "unknown", "gunicorn-sync", "werkzeug-alone"],
+    ids=["waitress", "wsgiref", "uwsgi", "mod_wsgi", "asgi", "unknown", "gunicorn-sync", "werkzeug-alone"],
 )
 def test_a_server_without_a_socket_to_take_is_named_with_what_to_change(
     kernel: RealtimeKernel, more: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
