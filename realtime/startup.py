@@ -29,8 +29,14 @@ def configure_logging(level: str) -> None:
     if not log.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
         handler.set_name(_HANDLER)
+        handler.addFilter(_nobody_else_prints)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", _TIME_FORMAT))
         log.addHandler(handler)
+
+
+def _nobody_else_prints(_record: logging.LogRecord) -> bool:
+    """Tell whether the application has still set up no logging: it may after its kernel was made."""
+    return not logging.getLogger().handlers
 
 
 def check_log_level(level: str) -> None:
