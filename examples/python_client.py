@@ -4,7 +4,7 @@
     python examples/python_client.py     in another: asks which pizza you want
 
 ``--pizza Funghi`` answers by itself, ``--budget 9`` says no to a higher price, ``--url`` leads to another server.
-Start it first if you like, or stop the server in between: it comes back when the server does.
+Start it first if you like, or stop the server in between: it comes back when the server does, and orders again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from realtime import CallFailed, Client
+from realtime import CallFailed, Client, ConnectionClosed
 from realtime.client import ClientMessage
 
 
@@ -39,7 +39,14 @@ def order(client: Client, pizza: str | None, budget: float) -> None:
             print(f"No connection: next attempt in {message.payload['retry_in']:.1f} s", flush=True)
 
     client.connect(retry=True)
-    ordered = client.call("pizza:order", timeout=120)  # returns what the handler returns in the end
+    while True:
+        try:
+            ordered = client.call("pizza:order", timeout=120)  # returns what the handler returns in the end
+            break
+        except ConnectionClosed:  # a lost connection comes back and goes on; this server was another one then
+            if client.state == "closed":
+                raise
+            print("The server has forgotten the order: here it is again", flush=True)
     print(f"Ordered: {ordered['pizza']}", flush=True)
 
 
@@ -55,6 +62,8 @@ def main() -> int:
     except CallFailed as error:  # the handler's Reject
         print(error.message)
         return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         client.close()
     return 0

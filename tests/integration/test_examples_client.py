@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,47 @@ def test_it_waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
         client.wait_for("No connection: next attempt in")
         with Program(EXAMPLES / "conversation.py", "--port", port):
             client.wait_for("Ordered: Funghi")
+
+
+FORGETFUL = """
+import sys
+from realtime import RealtimeKernel, WebSocketTransport
+
+kernel = RealtimeKernel([WebSocketTransport(port=int(sys.argv[1]), path="/realtime")])
+
+
+@kernel.on("pizza:order")
+def order(message, context, toolkit):
+    print("an order", flush=True)
+    if sys.argv[2] == "waits":
+        toolkit.wait_for("nothing")
+    return {"pizza": "Funghi"}
+
+
+kernel.run()
+"""
+
+
+def test_it_orders_again_from_a_server_that_was_killed_in_between(tmp_path: Path) -> None:
+    server = tmp_path / "server.py"
+    server.write_text(FORGETFUL)
+    with Program(server, "0", "waits") as first:
+        port = first.wait_for(r"ws://127\.0\.0\.1:(\d+)/realtime")[1]
+        with Program(SCRIPT, "--url", f"ws://127.0.0.1:{port}/realtime") as client:
+            first.wait_for("an order")
+            first.stop(signal.SIGKILL)
+            client.wait_for("No connection: next attempt in")
+            with Program(server, port, "answers"):
+                client.wait_for("The server has forgotten the order")
+                client.wait_for("Ordered: Funghi")
+    assert "Traceback" not in "".join(client.output)
+
+
+def test_ctrl_c_ends_it_while_it_waits_for_a_server() -> None:
+    with Program(SCRIPT, "--url", "ws://127.0.0.1:1/realtime") as client:
+        client.wait_for("No connection: next attempt in")
+        assert client.stop() == 130
+    assert "Traceback" not in "".join(client.output)
 
 
 def test_the_docstring_names_the_port_of_the_other_example() -> None:

@@ -335,6 +335,27 @@ print("done")
     assert "Traceback" not in done.stderr
 
 
+# The other commands of the docstrings --------------------------------------------------------------------------
+
+
+def test_the_chat_runs_with_the_reloader_and_the_debugger(visit: Visit) -> None:
+    with started("flask_chat.py", "flask --app", "--port", "0") as program:
+        say(enter(visit(program.wait_for(AT)[1]), "Ada", "tea"), "while I write it")
+        program.stop()
+        assert not faults(program)
+
+
+def test_the_factory_is_served_by_gunicorn(visit: Visit) -> None:
+    module("flask_login")
+    with started("flask_factory/__init__.py", "gunicorn", "-b", "127.0.0.1:0") as program:
+        page = log_in(visit(program.wait_for(AT)[1]), "ada")
+        is_open(page)
+        page.click('[data-name="Curry"]')
+        votes(page, "Curry", 1)
+        program.stop()
+        assert not faults(program)
+
+
 # background_jobs.py -------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import gevent.socket
 import pytest
 from gevent.pywsgi import WSGIServer
 from raw import frame, request
+from requirements import module
 
 from realtime import ConfigurationError, RealtimeKernel
 from realtime.integrations.wsgi import RealtimeMiddleware
@@ -120,6 +121,20 @@ def test_what_is_no_handshake_is_refused_without_headers_that_an_application_mus
     assert headers["Sec-WebSocket-Version"] == "13"
     assert call(middleware, environ(CONTENT_LENGTH="3"))[0] == "400 Bad Request"
     assert kernel.stats()["transports"][0]["counters"]["upgrades_refused"] == 3
+
+
+def test_what_a_proxy_says_counts_where_something_in_front_believes_it(kernel: RealtimeKernel) -> None:
+    middleware = RealtimeMiddleware(app, kernel)
+    forwarded = environ(
+        HTTP_HOST="127.0.0.1:8000",
+        HTTP_ORIGIN="https://shop.example",
+        HTTP_X_FORWARDED_HOST="shop.example",
+        HTTP_X_FORWARDED_PROTO="https",
+        **{"wsgi.url_scheme": "http"},
+    )
+    assert call(middleware, dict(forwarded))[0] == "403 Forbidden"
+    believing = module("werkzeug.middleware.proxy_fix").ProxyFix(middleware, x_host=1, x_proto=1)
+    assert call(believing, dict(forwarded))[0] == "500 Internal Server Error"  # here is no socket: so far it came
 
 
 def test_a_kernel_that_cannot_start_leaves_the_application_alone(kernel: RealtimeKernel) -> None:
