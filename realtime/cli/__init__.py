@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from realtime.cli import bench, demo, doctor, listen, send, serve
-from realtime.cli.common import INTERRUPTED, OK, Complaint, complain, end_quietly
+from realtime.cli.common import DISTRIBUTION, INTERRUPTED, OK, Complaint, complain, end_quietly, installed_version
 
 __all__ = ["main"]
 
@@ -49,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for, not with every command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"realtime {installed_version(DISTRIBUTION) or '(from its source directory)'}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="realtime",
@@ -56,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (serve, demo, send, listen, bench, doctor):
         module.add(commands)

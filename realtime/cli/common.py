@@ -18,6 +18,7 @@ __all__ = [
     "add_command",
     "complain",
     "end_quietly",
+    "installed_version",
     "positive_number",
     "printable",
 ]
@@ -70,6 +71,16 @@ def positive_number(text: str) -> int:
 def complain(text: object) -> None:
     """Tell on stderr what is wrong."""
     print(f"realtime: {printable(str(text))}", file=sys.stderr, flush=True)
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution without importing it; None if it is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from realtime.cli.common import DISTRIBUTION, OK, add_command
+from realtime.cli.common import DISTRIBUTION, OK, add_command, installed_version
 from realtime.cli.loading import load_kernel
 from realtime.cli.terminal import Printer
 
@@ -103,31 +103,21 @@ def _print_section(printer: Printer, title: str, findings: Iterable[_Finding]) -
             printer.line([(textwrap.indent(lines, " " * 6), "")])
 
 
-def _installed(distribution: str) -> str | None:
-    """Return the version of a distribution without importing it; None if it is not installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _versions() -> Iterator[_Finding]:
     import platform
 
     import msgpack
 
-    version = _installed(DISTRIBUTION)
+    version = installed_version(DISTRIBUTION)
     meaning = "" if version else "It runs from its source directory."
     yield _Finding("realtime", version or _NOT_INSTALLED, meaning)
     yield _Finding("python", f"{platform.python_version()} ({platform.python_implementation()})", "")
     for name in ("gevent", "greenlet", "msgspec", "simple-websocket"):
-        yield _Finding(name, _installed(name) or "unknown", "")
+        yield _Finding(name, installed_version(name) or "unknown", "")
     slow = msgpack.Unpacker.__module__ == "msgpack.fallback"
     yield _Finding(
         "msgpack",
-        _installed("msgpack") or "unknown",
+        installed_version("msgpack") or "unknown",
         "It lacks its C extension: the mesh and MessagePack clients are slower. Install a wheel, or a compiler first."
         if slow
         else "",
@@ -250,7 +240,7 @@ def _optional_parts() -> Iterator[_Finding]:
         ("gunicorn", "gunicorn", "`gunicorn -k gevent` runs a WSGI application in several processes."),
         ("gevent-websocket", "gunicorn", "Its handler and its gunicorn worker accept WebSockets."),
     ):
-        version = _installed(name)
+        version = installed_version(name)
         meaning = use if version else f"{use} To have it: pip install '{DISTRIBUTION}[{extra}]'"
         yield _Finding(name, version or _NOT_INSTALLED, meaning)
 

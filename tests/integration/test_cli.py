@@ -273,6 +273,13 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str)
     assert f"examples:\n  realtime {command}" in capsys.readouterr().out
 
 
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"realtime {metadata.version('realtime-toolkit')}\n"
+
+
 @pytest.mark.parametrize("arguments", [(), ("serve",), ("sing",), ("serve", "app", "--log-level", "x"), ("send", "x")])
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     code, said = said_by(*arguments)
