@@ -27,6 +27,8 @@ GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 
 
 def gunicorn(worker: str, *options: str) -> list[str]:
+    # a request that a starved client sends late is waited for: gunicorn gives up after 2 s otherwise
+    options += ("--keep-alive", "60")
     return ["gunicorn", "-k", worker, *options, "-b", "127.0.0.1:0", "--no-control-socket", "hosted_app:application"]
 
 
