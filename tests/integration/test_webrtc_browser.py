@@ -92,6 +92,12 @@ def still_same(page: Page) -> bool:
     return same
 
 
+def reconnected(page: Page, before: str = "") -> None:
+    """Let a page connect to the server anew, and be back in the call: its peers look connected all the while."""
+    back = "new Promise((resolve) => client.on('webrtc:peers', resolve))"
+    page.evaluate(f"async () => {{ {before}; const back = {back}; client.reconnect(); await back; }}")
+
+
 # Meeting -----------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +177,8 @@ def test_both_offering_at_the_same_moment_ends_connected_every_time(meeting: Mee
         ada, grace = meeting.page(port=ada_proxy.port), meeting.page(port=grace_proxy.port)
         for page in (ada, grace):
             page.evaluate("(room) => enter(room)", room)
-        grace.wait_for_function("call.peers.size === 1")
+        for page in (ada, grace):
+            page.wait_for_function("call.peers.size === 1")
         for count in range(1, 11):  # the first time, nothing was ever negotiated before
             for proxy in (ada_proxy, grace_proxy):
                 proxy.hold()  # neither hears of the other's offer before its own is made
@@ -237,8 +244,9 @@ def test_a_network_without_room_delays_joining_and_offers_but_loses_neither(meet
         for page in (ada, grace):
             page.evaluate("(room) => enter(room, {channels: ['chat']})", room)
         everybody_met([ada, grace])
-        ada.evaluate("window.before = client.id, client.reconnect()")
-        grace.wait_for_function("(before) => !call.peers.has(before)", arg=ada.evaluate("before"))
+        before = ada.evaluate("client.id")
+        reconnected(ada, "window.refused = []")
+        grace.wait_for_function("(before) => !call.peers.has(before)", arg=before)
         everybody_met([ada, grace])
         assert ada.evaluate("refused") == ["queue_full"]
         proxy.hold()
@@ -561,8 +569,7 @@ def test_who_came_back_more_than_once_is_known_to_whoever_was_away_meanwhile(mee
         proxy.reset()
         proxy.hold()  # long before the first attempt to come back
         for _ in range(3):
-            back = "new Promise((resolve) => client.on('webrtc:peers', resolve))"
-            ada.evaluate(f"async () => {{ const back = {back}; client.reconnect(); await back; }}")
+            reconnected(ada)
         assert grace.evaluate("client.state") != "open"
         proxy.flow()
         name = ada.evaluate("client.id")
