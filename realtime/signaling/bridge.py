@@ -96,6 +96,12 @@ class WebRTCSignalingBridge:
     other token it is a plain join. A place that is kept does not count for ``max_participants``, so that nobody is
     shut out by the ghost of its own lost page.
 
+    A client with a session (``system:hello``) that loses its connection stays in its calls, under its id, for
+    ``Limits.session_grace`` seconds. The others get ``bye`` with ``"lost"`` and ``returns_within`` at once, and
+    ``peer-joined`` with the same id when it is back; signals wait for it. Who joins meanwhile is told of it when it is
+    back, and it does not count for ``max_participants``. Should it not come back in time, its place is kept only if
+    ``keep_place`` is the longer of the two.
+
     **Signals.** ``webrtc:offer``, ``webrtc:answer``, ``webrtc:candidate`` and ``webrtc:bye`` go to their ``target``,
     or else to the others in their ``room``::
 

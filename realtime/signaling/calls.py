@@ -75,12 +75,13 @@ class Calls:
         self._bounds = bounds
         self._replaced: dict[str, set[str]] = {}  # calls of clients, taken over before their end was handled
         self._returned: set[str] = set()  # clients closed because another connection came in their place
+        self._away: dict[str, float] = {}  # clients whose session waits for them, and since when
         self.counters = rooms.counters
 
     def clear(self) -> None:
         """Forget everybody."""
-        self._replaced.clear()
-        self._returned.clear()
+        for container in (self._replaced, self._returned, self._away):
+            container.clear()
 
     # Joining -------------------------------------------------------------------------------------------
 
@@ -140,7 +141,9 @@ class Calls:
     def _enter(self, request: CallRequest, call: str, context: Context, old: Participant | None) -> Participant:
         """Put the client into the rooms and record it. Raises Reject, and then has changed nothing."""
         rooms = self._kernel.rooms
-        others = rooms.count(call) - (old is not None and self._rooms.contains(call, old.id))
+        replaced = None if old is None else old.id
+        ghosts = sum(one == replaced or one in self._away for one in rooms.each_member(call))
+        others = rooms.count(call) - ghosts
         if others >= self._max_participants:
             raise refusal(Reason.ROOM_FULL, f"{self._max_participants} are in the call {request.room!r} already")
         rooms.join(call, context.id)
@@ -177,7 +180,7 @@ class Calls:
             listed = [peer["id"] for peer in told["peers"]]
             if not self._rooms.contains(participant.call, participant.id):
                 raise UnknownClient("you have left the call meanwhile")
-            if listed == self._rooms.others(participant.call, participant.id):
+            if listed == self._present(participant.call, participant.id):
                 entering.discard((participant.call, participant.id))
                 return told
 
@@ -189,7 +192,7 @@ class Calls:
         payload = {
             "room": room,
             "id": own,
-            "peers": [self._peer(peer, own, participant.call) for peer in self._rooms.others(participant.call, own)],
+            "peers": [self._peer(peer, own, participant.call) for peer in self._present(participant.call, own)],
             "ice_servers": self._ice_servers.for_client(own, time.time()),
             "resume": participant.token,
             "resumed": resumed,
@@ -199,6 +202,11 @@ class Calls:
         except MessageTooBig as error:
             raise refusal(Reason.TOO_LARGE, f"the list of participants: {error.message}") from None
         return payload
+
+    def _present(self, call: str, own: str) -> list[str]:
+        """Return the other clients in a call but for those of this node that are away: they are told of once back."""
+        others = self._rooms.others(call, own)
+        return [one for one in others if one not in self._away] if self._away else others
 
     def _peer(self, peer: str, own: str, call: str) -> dict[str, Any]:
         """Return what a client is told of another: who is polite follows from the ids, so both sides agree."""
@@ -233,18 +241,20 @@ class Calls:
     def detached(self, context: Context, code: int) -> None:
         """A client lost its connection, and keeps its place in the kernel: the others are told that it may be back,
         under the same id. Never waits."""
+        self._away[context.id] = monotonic()
         calls = self._rooms.calls_among(context.rooms)
         if calls:
             self._kernel.hub.workers.submit(partial(self._say_away, context.id, calls, code))
 
     def _say_away(self, client_id: str, calls: list[str], code: int) -> None:
-        grace = self._kernel.limits.session_grace
+        within = max(self._kernel.limits.session_grace, self._keep_place)
         for call in calls:
             self.counters["detached"] += 1
-            self._say_bye(call, client_id, reason="lost", code=code, returns_within=grace)
+            self._say_bye(call, client_id, reason="lost", code=code, returns_within=within)
 
     def back(self, context: Context) -> None:
         """It is back: the others are told. Never waits."""
+        self._away.pop(context.id, None)
         calls = self._rooms.calls_among(context.rooms)
         if calls:
             self._kernel.hub.workers.submit(partial(self._say_back, context.id, calls))
@@ -258,6 +268,7 @@ class Calls:
 
     def moved(self, context: Context) -> None:
         """It is a client of another node now: that one knows where it is, and no more is needed. Never waits."""
+        self._away.pop(context.id, None)
         self._participants.drop_all(context.id)
         self._negotiations.forget(context.id)
 
@@ -320,13 +331,14 @@ class Calls:
 
     def gone(self, context: Context, code: int) -> None:
         """A client has gone: keep its places if it may come back, and have the others told. Never waits."""
+        now = monotonic()
+        waited = now - self._away.pop(context.id, now)
         details: dict[str, Any] = {"reason": reason_of_end(code), "code": code}
-        returns = details["reason"] != "closed" and may_reconnect(code)
+        returns = details["reason"] != "closed" and may_reconnect(code) and waited < self._keep_place
         if context.id in self._returned:  # it is back already: in its other calls as well, it may be thought
             self._returned.discard(context.id)
             details["reason"], returns = "lost", True
         byes = []
-        now = monotonic()
         replaced = self._replaced.pop(context.id, ())
         for call in self._rooms.calls_among(context.rooms):
             if call in replaced:
