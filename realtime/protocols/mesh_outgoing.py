@@ -226,9 +226,10 @@ class Outgoing:
 
     def _count(self, node: str, members: Any, except_ids: Collection[str]) -> int:
         """Return how many of a node's members, or clients, are not excepted."""
+        excepted = {*except_ids}  # whoever is named twice, as one that excepts itself and has just moved, counts once
         if type(members) is int:
-            return members - sum(self._index.home(client) == node for client in except_ids)
-        return len(members) - sum(client in members for client in except_ids)
+            return members - sum(self._index.home(client) == node for client in excepted)
+        return len(members) - sum(client in members for client in excepted)
 
     def _pack(
         self,

@@ -268,6 +268,14 @@ def test_nodes_whose_members_are_all_excepted_get_nothing_and_own_clients_are_no
     assert first.except_ids == ["bob1", "cyd2"]
 
 
+def test_who_is_excepted_twice_keeps_nothing_from_the_others() -> None:
+    made = network("ann", "bob")
+    populate(made, "r", "bob1", "bob2")
+    ann = made.nodes["ann"].core
+    assert ann.publish("r", "x", BOTH, ["bob1", "bob1"]) == (["bob"], 1)
+    assert ann.publish(None, "x", BOTH, ["bob1", "bob1"]) == (["bob"], 1)
+
+
 def test_policies_travel_with_the_message() -> None:
     made = network("ann", "bob")
     populate(made, "r", "bob1")
