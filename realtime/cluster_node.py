@@ -157,9 +157,10 @@ class LocalNode(ClusterNode):
 
     def _perform_here(self, operation: str, arguments: Mapping[str, Any]) -> Any:
         """Do what another node asks of this one itself."""
-        function = self._own_operations.get(operation)
+        functions = {**self._hub.node_operations, **self._own_operations}
+        function = functions.get(operation)
         if function is None:
-            raise BadMessage(f"no operation {operation!r} of a node; there are {', '.join(self._own_operations)}")
+            raise BadMessage(f"no operation {operation!r} of a node; there are {', '.join(functions)}")
         return function(arguments)
 
     def call_room(

@@ -94,6 +94,9 @@ class Hub:
         self.on_lost: list[Callable[[str, Collection[str]], None]] = []
         """Told of each client of another node that is gone with its node, and the rooms it was in: its node could
         not tell those who share them. Must not wait."""
+        self.node_operations: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+        """What services let other nodes ask of this one, by name, with ``Cluster.ask_node``: from the question's
+        arguments to the answer, in a greenlet of its own."""
         self.rooms = RoomManager(limits, self.connections.__contains__)
         self.presence = PresenceStore(limits, self.rooms)
         self.live_presence = self.rooms.watch = self.presence.watch = LivePresence(self)

@@ -76,7 +76,9 @@ class WebRTCSignalingBridge:
       ``"left"``; or ``"closed"`` by the client, ``"lost"``, or ``"disconnected"`` by the server, with the close code.
       With ``returns_within``, seconds, it may come back: see below.
 
-    Where a node of the cluster dies, or cannot be reached any more, its clients have gone from their calls: the others
+    On a cluster everything works across nodes; what participants of other nodes gave when they joined, their nodes are
+    asked for, and where one does not answer within a second ``metadata`` is what the kernel's presence has. Where a
+    node of the cluster dies, or cannot be reached any more, its clients have gone from their calls: the others
     get a ``bye`` with the reason ``"lost"`` from their own node. They get ``peer-joined`` if it turns out that these
     clients are still there, once the nodes are one cluster again, and for those that came meanwhile.
 

@@ -15,6 +15,7 @@ from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.signaling.call_rooms import CallRooms
+from realtime.signaling.elsewhere import Elsewhere, Shown
 from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import MOST_FORMER, Participant, Participants
 from realtime.signaling.signals import CallRequest, Reason, SignalBounds, read_request, refusal
@@ -76,6 +77,7 @@ class Calls:
         self._replaced: dict[str, set[str]] = {}  # calls of clients, taken over before their end was handled
         self._returned: set[str] = set()  # clients closed because another connection came in their place
         self._away: dict[str, float] = {}  # clients whose session waits for them, and since when
+        self._elsewhere = Elsewhere(kernel, participants, rooms.event(""))
         self.counters = rooms.counters
 
     def clear(self) -> None:
@@ -88,18 +90,19 @@ class Calls:
     def join(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
         """Put a client into a call; return what ``webrtc:peers`` told it.
 
-        Switches where ``authorize`` waits, and then not until the joiner's list is in its outbox, unless that is
-        crowded: until it has the list, nobody else hears of it.
+        Switches where ``authorize`` waits, and while other nodes are asked; then not until the joiner's list is in
+        its outbox, unless that is crowded: until it has the list, nobody else hears of it.
 
         :raises Reject: it may not, or cannot.
         """
         request = read_request("join", message, self._bounds)
         call = self._rooms.call(request.room)
         self._ask(request.room, context)
+        elsewhere = self._elsewhere.shown(call)
         if self._rooms.contains(call, context.id):
             self.counters["joined_again"] += 1
             participant = self._participants.get(context.id, call) or self._enter_record(request, call, context, False)
-            return self._tell_peers(participant, request.room, toolkit, resumed=False)
+            return self._tell_peers(participant, request.room, toolkit, elsewhere, resumed=False)
         if self._auto_join_rooms and not self._rooms.contains(request.room, context.id):
             self._rooms.check_open(request.room, context)
         old = self._find_resumed(request, call, context)
@@ -109,7 +112,7 @@ class Calls:
             participant.formerly = (*old.formerly, old.id)[-MOST_FORMER:]
             self._take_over(old)
         try:
-            told = self._list_until_settled(participant, request.room, toolkit, resumed=old is not None)
+            told = self._list_until_settled(participant, request.room, toolkit, elsewhere, resumed=old is not None)
         except BaseException:
             self._undo_join(participant, old)
             raise
@@ -123,6 +126,8 @@ class Calls:
         if old is not None:
             self._succeed(old, context.id)
         self.counters["joined" if old is None else "resumed"] += 1
+        if self._kernel.hub.cluster.home(context.id) is not None:  # its session went on there meanwhile
+            self.moved(context)
         return told
 
     def _find_resumed(self, request: CallRequest, call: str, context: Context) -> Participant | None:
@@ -170,13 +175,13 @@ class Calls:
             self._say_bye(old.call, old.id, reason="lost")
 
     def _list_until_settled(
-        self, participant: Participant, room: str, toolkit: Toolkit, *, resumed: bool
+        self, participant: Participant, room: str, toolkit: Toolkit, elsewhere: dict[str, Shown], *, resumed: bool
     ) -> dict[str, Any]:
         """Tell the joiner who is there; again if that changed while its outbox was crowded."""
         entering = self._rooms.entering
         entering.add((participant.call, participant.id))
         while True:
-            told = self._tell_peers(participant, room, toolkit, resumed=resumed)
+            told = self._tell_peers(participant, room, toolkit, elsewhere, resumed=resumed)
             listed = [peer["id"] for peer in told["peers"]]
             if not self._rooms.contains(participant.call, participant.id):
                 raise UnknownClient("you have left the call meanwhile")
@@ -185,14 +190,14 @@ class Calls:
                 return told
 
     def _tell_peers(
-        self, participant: Participant, room: str, toolkit: Toolkit, *, resumed: bool
+        self, participant: Participant, room: str, toolkit: Toolkit, elsewhere: dict[str, Shown], *, resumed: bool
     ) -> dict[str, Any]:
         """Send ``webrtc:peers``; return its payload. Parks while the client's outbox is crowded."""
-        own = participant.id
+        own, call = participant.id, participant.call
         payload = {
             "room": room,
             "id": own,
-            "peers": [self._peer(peer, own, participant.call) for peer in self._present(participant.call, own)],
+            "peers": [self._peer(peer, own, call, elsewhere) for peer in self._present(call, own)],
             "ice_servers": self._ice_servers.for_client(own, time.time()),
             "resume": participant.token,
             "resumed": resumed,
@@ -208,21 +213,14 @@ class Calls:
         others = self._rooms.others(call, own)
         return [one for one in others if one not in self._away] if self._away else others
 
-    def _peer(self, peer: str, own: str, call: str) -> dict[str, Any]:
+    def _peer(self, peer: str, own: str, call: str, elsewhere: dict[str, Shown]) -> dict[str, Any]:
         """Return what a client is told of another: who is polite follows from the ids, so both sides agree."""
-        entry: dict[str, Any] = {"id": peer, "polite": own < peer}
         participant = self._participants.get(peer, call)
-        if participant is not None:
-            metadata = participant.metadata
-            if participant.replaces is not None:
-                entry["replaces"] = participant.replaces
-                entry["formerly"] = list(participant.formerly)
-        else:  # on another node, or put into the call by the application
-            shown = self._kernel.presence.get(peer)
-            metadata = shown["metadata"] or None if shown else None
-        if metadata is not None:
-            entry["metadata"] = metadata
-        return entry
+        shown = elsewhere.get(peer) if participant is None else participant.shown()
+        if shown is None:  # put into the call by the application, or its node does not answer
+            entry = self._kernel.presence.get(peer)
+            shown = {"metadata": entry["metadata"]} if entry and entry["metadata"] else {}
+        return {"id": peer, "polite": own < peer, **shown}
 
     def _announce(self, call: str, payload: dict[str, Any]) -> None:
         """Tell the others of one that has joined. May stall for crowded outboxes."""
@@ -263,11 +261,13 @@ class Calls:
         for call in calls:
             if self._rooms.contains(call, client_id):
                 self.counters["back"] += 1
-                shown = self._peer(client_id, "", call)
-                self._announce(call, {"room": self._rooms.name(call), **shown})
+                participant = self._participants.get(client_id, call)
+                shown = {} if participant is None else participant.shown()  # None: it has just come from another node
+                self._announce(call, {"room": self._rooms.name(call), "id": client_id, **shown})
 
     def moved(self, context: Context) -> None:
-        """It is a client of another node now: that one knows where it is, and no more is needed. Never waits."""
+        """It is a client of another node now, which gets the records of it. Never waits."""
+        self._elsewhere.give(context.id)
         self._away.pop(context.id, None)
         self._participants.drop_all(context.id)
         self._negotiations.forget(context.id)
@@ -307,10 +307,11 @@ class Calls:
         """Tell a participant again who is there, with fresh credentials for TURN servers. Raises Reject."""
         request = read_request("peers", message, self._bounds)
         call = self._rooms.call(request.room)
+        elsewhere = self._elsewhere.shown(call) if self._rooms.contains(call, context.id) else {}
         if not self._rooms.contains(call, context.id):
             raise refusal(Reason.NOT_IN_ROOM, f"you are not in the call {request.room!r}: join it first")
         participant = self._participants.get(context.id, call) or self._enter_record(request, call, context, False)
-        return self._tell_peers(participant, request.room, toolkit, resumed=False)
+        return self._tell_peers(participant, request.room, toolkit, elsewhere, resumed=False)
 
     def leave(self, message: Message, context: Context, toolkit: Toolkit) -> dict[str, Any]:
         """Take a client out of a call and tell the others; return ``{"left": bool}``. Raises Reject."""
@@ -385,6 +386,7 @@ class Calls:
         self._rooms.tell_here(call, message, self._rooms.entering_in(call))
 
     def _tell_found(self, call: str, client_id: str) -> None:
+        elsewhere = self._elsewhere.shown(call, [client_id])
         if not self._rooms.contains(call, client_id):
             return  # it has left meanwhile
         self.counters["found_with_their_node"] += 1
@@ -393,7 +395,7 @@ class Calls:
         for polite in (True, False):
             told = {one for one in here if (one < client_id) is polite}
             if told:
-                payload = {"room": room, **self._peer(client_id, next(iter(told)), call)}
+                payload = {"room": room, **self._peer(client_id, next(iter(told)), call, elsewhere)}
                 message = {"type": self._rooms.event("peer-joined"), "payload": payload}
                 self._rooms.tell_here(call, message, unready | (here - told))
 

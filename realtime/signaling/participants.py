@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,29 @@ class Participant:
     """The id it had before it came back: for those who were away at that moment."""
     formerly: tuple[str, ...] = ()
     """The ids it had before, for those who were away more than once; the last ``MOST_FORMER``."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return what others are told of it beside its id: ``{metadata?, replaces?, formerly?}``."""
+        shown: dict[str, Any] = {}
+        if self.metadata is not None:
+            shown["metadata"] = self.metadata
+        if self.replaces is not None:
+            shown["replaces"] = self.replaces
+            shown["formerly"] = list(self.formerly)
+        return shown
+
+    def packed(self) -> list[Any]:
+        """Return it for another node, to which its client has moved."""
+        room, formerly = self.entered_room, list(self.formerly)
+        return [self.call, self.metadata, self.identity, room, self.token, self.replaces, formerly]
+
+    @classmethod
+    def unpacked(cls, client_id: str, packed: Sequence[Any]) -> Participant:
+        """Return what another node has packed."""
+        call, metadata, identity, entered_room, token, replaces, formerly = packed
+        return cls(
+            client_id, call, metadata, identity, entered_room, token, replaces=replaces, formerly=tuple(formerly)
+        )
 
 
 class Participants:
@@ -82,9 +105,17 @@ class Participants:
         """Remember a client that has entered a call; a record it has there is replaced."""
         self.drop(client_id, call)
         participant = Participant(client_id, call, metadata, identity, entered_room, self._new_token())
-        self._here.setdefault(client_id, {})[call] = participant
-        self._by_token[participant.token] = participant
+        self.add(participant)
         return participant
+
+    def add(self, participant: Participant) -> None:
+        """Remember a connected client in a call in which it has no record."""
+        self._here.setdefault(participant.id, {})[participant.call] = participant
+        self._by_token[participant.token] = participant
+
+    def of(self, client_id: str) -> list[Participant]:
+        """Return the records of a connected client."""
+        return list(self._here.get(client_id, {}).values())
 
     def drop(self, client_id: str, call: str) -> Participant | None:
         """Forget a connected client's record in a call; its token is void."""
@@ -95,7 +126,7 @@ class Participants:
 
     def drop_all(self, client_id: str) -> None:
         """Forget every record of a client that has gone, but for the places that are kept."""
-        for participant in list(self._here.get(client_id, {}).values()):
+        for participant in self.of(client_id):
             self._remove(participant)
 
     def keep(self, client_id: str, call: str, now: float) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gevent.event
 import pytest
 from mesh_proxy import LoopbackNetwork
 
@@ -29,7 +30,11 @@ class Node:
         self.kernel = RealtimeKernel([self.clients, self.mesh], log_level="critical")
         WebRTCSignalingBridge().attach(self.kernel)
         self.kernel.start()
-        self.client = self.clients.connect(metadata={"name": self.id})
+        self.client = self.clients.connect(metadata={"not": "what it joins calls with"})
+
+    def join_call(self) -> Any:
+        """Have the client enter the call; return the answer."""
+        return self.client.call("webrtc:join", {"room": "lobby", "metadata": {"name": self.id}}, timeout=PATIENCE)
 
     def members(self) -> set[str]:
         return set(self.kernel.rooms.members(CALL))
@@ -52,7 +57,7 @@ def nodes(network: LoopbackNetwork) -> Iterator[list[Node]]:
         wait_until(lambda: all(len(node.mesh.nodes()) == 2 for node in made), PATIENCE)
         joined: set[str] = set()
         for node in made:
-            node.client.call("webrtc:join", {"room": "lobby"}, timeout=PATIENCE)
+            node.join_call()
             joined.add(node.client.id)
             wait_until(lambda: all(node.members() == joined for node in made), PATIENCE)
         for place, node in enumerate(made):
@@ -85,6 +90,37 @@ def lost(other: Node) -> dict[str, Any]:
 def joined(other: Node, to: Node) -> dict[str, Any]:
     own = other.client.id
     return {"room": "lobby", "id": own, "polite": to.client.id < own, "metadata": {"name": other.id}}
+
+
+def test_who_joins_is_told_what_those_on_other_nodes_joined_with(nodes: list[Node]) -> None:
+    first, second, third = nodes
+    own = first.client.id
+    for event in ("webrtc:join", "webrtc:peers"):
+        told = first.client.call(event, {"room": "lobby"}, timeout=PATIENCE)["peers"]
+        shown = {peer["id"]: peer["metadata"] for peer in told}
+        assert shown == {node.client.id: {"name": node.id} for node in (second, third)}
+    silent = second.clients.connect()
+    silent.call("webrtc:join", {"room": "lobby"}, timeout=PATIENCE)
+    wait_until(lambda: silent.id in first.members(), PATIENCE)
+    told = first.client.call("webrtc:peers", {"room": "lobby"}, timeout=PATIENCE)["peers"]
+    assert {"id": silent.id, "polite": own < silent.id} in told
+
+
+def test_a_node_that_does_not_say_what_its_clients_joined_with_delays_nobody_for_long(nodes: list[Node]) -> None:
+    first, second, third = nodes
+    del second.kernel.hub.node_operations["webrtc:participants"]  # as in an earlier version
+    asked = gevent.event.Event()
+    never = gevent.event.Event()
+
+    def hang(arguments: Any) -> Any:
+        asked.set()
+        return never.wait(PATIENCE)
+
+    third.kernel.hub.node_operations["webrtc:participants"] = hang
+    told = first.client.call("webrtc:peers", {"room": "lobby"}, timeout=PATIENCE)["peers"]
+    assert asked.is_set()
+    never.set()
+    assert [peer["metadata"] for peer in told] == [{"not": "what it joins calls with"}] * 2
 
 
 def test_clients_of_a_node_that_is_gone_are_told_as_lost_once_and_as_joined_when_it_is_back(
@@ -134,7 +170,7 @@ def test_who_was_in_a_call_before_the_nodes_met_is_announced_on_each(network: Lo
     second = Node(1, network, [])
     try:
         for node in (first, second):
-            node.client.call("webrtc:join", {"room": "lobby"}, timeout=PATIENCE)
+            node.join_call()
         third = Node(2, network, [first.mesh.address or "", second.mesh.address or ""])
         try:
             for node, other in ((first, second), (second, first)):

@@ -14,7 +14,15 @@ from cutting_proxy import CuttingProxy
 from gevent.event import Event
 from session_peer import PATIENCE, SessionPeer, wait_for_more
 
-from realtime import ConnectionClosed, Limits, MeshOptions, PeerMeshTransport, RealtimeKernel, WebSocketTransport
+from realtime import (
+    ConnectionClosed,
+    Limits,
+    MeshOptions,
+    PeerMeshTransport,
+    RealtimeKernel,
+    WebRTCSignalingBridge,
+    WebSocketTransport,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import InThread
@@ -37,13 +45,15 @@ def who_is_it(request: Any) -> Any:
 class Node:
     """A kernel with WebSockets and a mesh, and what became of clients here."""
 
-    def __init__(self, name: str, peers: list[str], authenticate: Any) -> None:
+    def __init__(self, name: str, peers: list[str], authenticate: Any, bridge: bool = False) -> None:
         self.name = name
         self.mesh = PeerMeshTransport(0, node_id=name, peers=peers, options=QUICK)
         self.sockets = WebSocketTransport(0, "/realtime", authenticate=authenticate)
         self.kernel = RealtimeKernel(
             [self.sockets, self.mesh], limits=Limits(session_grace=300.0), log_level="critical"
         )
+        if bridge:
+            WebRTCSignalingBridge().attach(self.kernel)
         self.events: list[tuple[str, str]] = []
         self.taken: list[Any] = []
         self.kernel.rooms.configure("kept:*", history=5000, ttl=300.0, recover=True)
@@ -71,10 +81,10 @@ class Node:
 class Cluster:
     """Three nodes, and a proxy whose connections lead to the one that is chosen."""
 
-    def __init__(self, authenticate: Any = None, size: int = 3, seed: int = 0) -> None:
+    def __init__(self, authenticate: Any = None, size: int = 3, seed: int = 0, *, bridges: bool = False) -> None:
         self.nodes: list[Node] = []
         for number in range(size):
-            node = Node(f"n{number}", [one.address for one in self.nodes], authenticate)
+            node = Node(f"n{number}", [one.address for one in self.nodes], authenticate, bridges)
             self.nodes.append(node)
             node.kernel.start()
         self.chosen = 0
@@ -148,6 +158,36 @@ def test_a_client_goes_on_at_another_node(cluster: Cluster, in_thread: InThread)
     until(lambda: ("went", own) in new.events, "it said goodbye there")
     until(lambda: not third.kernel.rooms.members("tea"), "all know that it is gone")
     assert [("went", own) in node.events for node in cluster.nodes] == [False, True, False]
+
+
+def test_a_call_goes_on_at_another_node_with_what_it_was_joined_with(in_thread: InThread) -> None:
+    cluster = Cluster(size=2, bridges=True)
+    try:
+        staying, moving = SessionPeer(cluster.nodes[0].sockets.url), SessionPeer(cluster.url)
+        for peer, name in ((staying, "Ada"), (moving, "Grace")):
+            in_thread(peer.connect)
+            place = in_thread(peer.ask, "webrtc:join", payload={"room": "lobby", "metadata": name})["resume"]
+        own = moving.welcome["id"]
+        in_thread(staying.until, "webrtc:peer-joined")
+        cluster.proxy.cut()
+        in_thread(staying.until, "webrtc:bye")
+        cluster.chosen = 1
+        assert in_thread(moving.resume)["resumed"]
+        assert in_thread(staying.until, "webrtc:peer-joined")["payload"]["id"] == own
+        cluster.settled_at(own, 1)
+        bridges = [node.kernel.stats()["services"][0]["participants"] for node in cluster.nodes]
+        assert bridges == [1, 1]
+        for asking, shown in ((staying, "Grace"), (moving, "Ada")):
+            told = in_thread(asking.ask, "webrtc:peers", payload={"room": "lobby"})["peers"]
+            assert [peer["metadata"] for peer in told] == [shown]
+        back = SessionPeer(cluster.url)  # and its place is kept where it went
+        in_thread(back.connect)
+        again = in_thread(back.ask, "webrtc:join", payload={"room": "lobby", "resume": place})
+        assert (again["resumed"], [peer["metadata"] for peer in again["peers"]]) == (True, ["Ada"])
+        for peer in (staying, back):
+            in_thread(peer.close)
+    finally:
+        cluster.close()
 
 
 def test_it_may_move_on_and_come_home(cluster: Cluster, in_thread: InThread) -> None:

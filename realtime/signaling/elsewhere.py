@@ -1,0 +1,111 @@
+"""What participants on other nodes gave when they joined: only their own nodes know, and are asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from realtime.errors import RealtimeError
+from realtime.kernel import RealtimeKernel
+from realtime.signaling.participants import Participant, Participants
+
+__all__ = ["Elsewhere"]
+
+log = logging.getLogger("realtime.signaling")
+
+ASK_TIMEOUT = 1.0  # seconds; of who has not answered by then, the kernel's presence is shown
+
+Shown = dict[str, Any]
+"""What others are told of a participant beside its id: see ``Participant.shown``."""
+
+
+class Elsewhere:
+    """The other nodes' records of who is in calls, for one bridge on one kernel; and this node's, for them.
+
+    :param prefix: of this bridge's names among what nodes ask each other.
+    """
+
+    def __init__(self, kernel: RealtimeKernel, participants: Participants, prefix: str) -> None:
+        self._kernel = kernel
+        self._participants = participants
+        self._ask_name = f"{prefix}participants"
+        self._give_name = f"{prefix}moved"
+        kernel.hub.node_operations[self._ask_name] = self._tell
+        kernel.hub.node_operations[self._give_name] = self._take
+
+    # Participants there ----------------------------------------------------------------------------------
+
+    def shown(self, call: str, clients: Iterable[str] | None = None) -> dict[str, Shown]:
+        """Return what is to be shown of the participants of a call on other nodes.
+
+        Switches if there are any, for ``ASK_TIMEOUT`` at most; those whose node does not answer are left out.
+
+        :param clients: only of these, and of those that share their nodes.
+        """
+        cluster = self._kernel.hub.cluster
+        wanted = cluster.members(call) if clients is None else clients
+        nodes = {node for client_id in wanted if (node := cluster.home(client_id)) is not None}
+        answers = [answer for node in nodes if (answer := self._ask(node, call)) is not None]
+        if not answers:
+            return {}
+        with self._kernel.hub.workers.parked():
+            gevent.wait(answers, timeout=ASK_TIMEOUT)
+        found: dict[str, Shown] = {}
+        for answer in answers:
+            if answer.ready() and answer.value is not None:
+                found.update(answer.value)
+        return found
+
+    def _ask(self, node: str, call: str) -> AsyncResult[Any] | None:
+        answer: AsyncResult[Any] = AsyncResult()
+
+        def then(result: Any, error: Exception | None) -> None:
+            if error is not None:
+                log.debug("node %s does not say who is in %r: %s", node, call, error)
+            answer.set(result)
+
+        try:
+            self._kernel.hub.cluster.ask_node(node, self._ask_name, {"call": call}, ASK_TIMEOUT, then)
+        except RealtimeError as error:  # it has just gone
+            log.debug("node %s cannot be asked who is in %r: %s", node, call, error)
+            return None
+        return answer
+
+    def _tell(self, arguments: Mapping[str, Any]) -> dict[str, Shown]:
+        """Another node wants to know what to show of this node's participants of a call."""
+        call = arguments["call"]
+        found = ((one, self._participants.get(one, call)) for one in self._kernel.hub.rooms.each_member(call))
+        return {client_id: record.shown() for client_id, record in found if record is not None}
+
+    # Clients that move -----------------------------------------------------------------------------------
+
+    def give(self, client_id: str) -> None:
+        """A client is one of another node now: let that have the records of it. Never waits."""
+        cluster = self._kernel.hub.cluster
+        node = cluster.home(client_id)
+        records = self._participants.of(client_id)
+        if node is None or not records:
+            return
+        said = {"client": client_id, "records": [record.packed() for record in records]}
+        try:
+            cluster.ask_node(node, self._give_name, said, ASK_TIMEOUT, partial(self._given, client_id))
+        except RealtimeError as error:
+            self._given(client_id, None, error)
+
+    def _given(self, client_id: str, result: Any, error: Exception | None) -> None:
+        if error is not None:
+            log.info("what client %s gave when it joined its calls stayed at its old node: %s", client_id, error)
+
+    def _take(self, arguments: Mapping[str, Any]) -> bool:
+        """A client has come here from another node, with these records."""
+        client_id, rooms = arguments["client"], self._kernel.rooms
+        for packed in arguments["records"]:
+            record = Participant.unpacked(client_id, packed)
+            if rooms.contains_here(record.call, client_id) and self._participants.get(client_id, record.call) is None:
+                self._participants.add(record)
+        return True
