@@ -20,6 +20,7 @@ from realtime.message import Message
 from realtime.routing import check_function
 from realtime.signaling.call_rooms import CallRooms
 from realtime.signaling.calls import Calls
+from realtime.signaling.elsewhere import Elsewhere
 from realtime.signaling.negotiations import Held, Negotiations
 from realtime.signaling.participants import Participants
 from realtime.signaling.relay import ECHOED, Relay
@@ -119,7 +120,8 @@ class WebRTCSignalingBridge:
     **Negotiations.** ``negotiation`` is a text of 1 to 64 characters that the offerer makes up for each offer, and that
     the answer and both sides' candidates repeat. It keeps late messages of an earlier negotiation out:
 
-    * An answer to an offer that is not the latest is ``EXPIRED``. Offers may cross; either may be answered.
+    * An answer to an offer that is not the latest is ``EXPIRED``. Offers may cross; either may be answered. Where the
+      offer went to a room, answers of other nodes pass.
     * A candidate passes if its sender has sent the target the description of its negotiation; without
       ``negotiation``, any description.
     * A candidate of a negotiation that another has replaced is ``EXPIRED``.
@@ -134,10 +136,10 @@ class WebRTCSignalingBridge:
     server's fault: ``internal_error``.
 
     **Memory.** For each client there are its metadata in each of its calls (``Limits.rooms_per_client`` at most);
-    records of the last ``max_pairs`` clients, and as many rooms, that it described something to, about 500 bytes
-    each; and four times ``max_held`` candidates. Of clients that have gone 10,000 at most are remembered, for
-    ``keep_place`` seconds at most. With the last client goes the last record. ``kernel.stats()["services"]`` counts
-    all of it, and everything forwarded, held and refused.
+    records of the last ``max_pairs`` clients, and as many rooms, that it described something to, and of as many
+    clients of other nodes that made it an offer, about 500 bytes each; and four times ``max_held`` candidates. Of
+    clients that have gone 10,000 at most are remembered, for ``keep_place`` seconds at most. With the last client goes
+    the last record. ``kernel.stats()["services"]`` counts all of it, and everything forwarded, held and refused.
 
     :param namespace: what stands before the colon; bridges of different namespaces do not meet.
     :param auto_join_rooms: put a client into the kernel's room that its signal names; without, it must be a member.
@@ -242,7 +244,8 @@ class WebRTCSignalingBridge:
             hold=self._hold,
             most_gone=MOST_GONE,
         )
-        shared = (kernel, rooms, self._participants, self._negotiations, self._expiry)
+        elsewhere = Elsewhere(kernel, self._participants, self._negotiations, rooms.event(""), self._counters)
+        shared = (kernel, rooms, self._participants, self._negotiations, self._expiry, elsewhere)
         self._relay = Relay(
             *shared,
             ask=self._ask if self._authorize is not None else None,

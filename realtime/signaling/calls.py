@@ -53,6 +53,7 @@ class Calls:
         participants: Participants,
         negotiations: Negotiations,
         expiry: Expiry,
+        elsewhere: Elsewhere,
         *,
         ice_servers: IceServers,
         ask: Callable[[str, Context], None],
@@ -77,7 +78,7 @@ class Calls:
         self._replaced: dict[str, set[str]] = {}  # calls of clients, taken over before their end was handled
         self._returned: set[str] = set()  # clients closed because another connection came in their place
         self._away: dict[str, float] = {}  # clients whose session waits for them, and since when
-        self._elsewhere = Elsewhere(kernel, participants, rooms.event(""))
+        self._elsewhere = elsewhere
         self.counters = rooms.counters
 
     def clear(self) -> None:

@@ -1,10 +1,16 @@
-"""What participants on other nodes gave when they joined: only their own nodes know, and are asked."""
+"""What the bridges of several nodes tell each other, beside the signals themselves.
+
+Only the node of a participant has what it gave when it joined: it is asked. And only the node of an offerer sees its
+offers: it tells that of the answerer, which judges what comes back.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -12,6 +18,7 @@ from gevent.event import AsyncResult
 
 from realtime.errors import RealtimeError
 from realtime.kernel import RealtimeKernel
+from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import Participant, Participants
 
 __all__ = ["Elsewhere"]
@@ -25,18 +32,30 @@ Shown = dict[str, Any]
 
 
 class Elsewhere:
-    """The other nodes' records of who is in calls, for one bridge on one kernel; and this node's, for them.
+    """The same bridge on the other nodes, as one on this kernel sees it.
 
     :param prefix: of this bridge's names among what nodes ask each other.
     """
 
-    def __init__(self, kernel: RealtimeKernel, participants: Participants, prefix: str) -> None:
+    def __init__(
+        self,
+        kernel: RealtimeKernel,
+        participants: Participants,
+        negotiations: Negotiations,
+        prefix: str,
+        counters: Counter[str],
+    ) -> None:
         self._kernel = kernel
         self._participants = participants
+        self._negotiations = negotiations
+        self._counters = counters
         self._ask_name = f"{prefix}participants"
         self._give_name = f"{prefix}moved"
-        kernel.hub.node_operations[self._ask_name] = self._tell
-        kernel.hub.node_operations[self._give_name] = self._take
+        self._offered_name = f"{prefix}offered"
+        operations = kernel.hub.node_operations
+        operations[self._ask_name] = self._tell
+        operations[self._give_name] = self._take
+        operations[self._offered_name] = self._note_offer
 
     # Participants there ----------------------------------------------------------------------------------
 
@@ -82,6 +101,31 @@ class Elsewhere:
         found = ((one, self._participants.get(one, call)) for one in self._kernel.hub.rooms.each_member(call))
         return {client_id: record.shown() for client_id, record in found if record is not None}
 
+    # Offers ----------------------------------------------------------------------------------------------
+
+    def offered(self, sender: str, target: str, where: str | None, negotiation: str | None) -> None:
+        """An offer went to a client, perhaps one of another node: let that know of it. Never waits."""
+        cluster = self._kernel.hub.cluster
+        node = cluster.home(target)
+        if node is None:
+            return
+        said = {"sender": sender, "target": target, "where": where, "negotiation": negotiation}
+        try:
+            cluster.ask_node(node, self._offered_name, said, ASK_TIMEOUT, _ignore)
+        except RealtimeError as error:  # it has just gone
+            log.debug("node %s cannot be told of an offer: %s", node, error)
+
+    def _note_offer(self, arguments: Mapping[str, Any]) -> bool:
+        """A client of another node made an offer to one of this node."""
+        target = arguments["target"]
+        if not self._kernel.presence.has(target) or self._kernel.hub.cluster.home(target) is not None:
+            return False  # gone, or moved on
+        self._counters["offered_elsewhere"] += 1
+        self._negotiations.offered_elsewhere(
+            arguments["sender"], target, arguments["where"], arguments["negotiation"], monotonic()
+        )
+        return True
+
     # Clients that move -----------------------------------------------------------------------------------
 
     def give(self, client_id: str) -> None:
@@ -109,3 +153,7 @@ class Elsewhere:
             if rooms.contains_here(record.call, client_id) and self._participants.get(client_id, record.call) is None:
                 self._participants.add(record)
         return True
+
+
+def _ignore(result: Any, error: Exception | None) -> None:
+    """Nobody waits for it."""

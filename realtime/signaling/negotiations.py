@@ -114,6 +114,7 @@ class Negotiations:
         self._clients: dict[str, _Client] = {}
         self._hears: dict[str, dict[str, None]] = {}  # by target: whose records name it
         self._queue: OrderedDict[Held, None] = OrderedDict()  # everything that waits, the oldest first
+        self._foreign: dict[str, dict[str, None]] = {}  # by target: clients of other nodes that made it an offer
         self._gone: OrderedDict[str, float] = OrderedDict()  # forgotten then, the first first
         self._successors: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self.forgotten_pairs = 0
@@ -152,6 +153,25 @@ class Negotiations:
         told.at = now
         if target is None:
             told.receivers = frozenset(receivers)
+
+    def offered_elsewhere(
+        self, sender: str, target: str, where: str | None, negotiation: str | None, now: float
+    ) -> None:
+        """A client of another node made an offer to one of this node, so that it is known here which is its latest.
+
+        The last ``max_pairs`` who did so are remembered for each target, for as long as that is.
+        """
+        self.described("offer", sender, target, where, negotiation, now)
+        foreign = self._foreign.setdefault(target, {})
+        foreign.pop(sender, None)
+        foreign[sender] = None
+        while len(foreign) > self._max_pairs:
+            self.forgotten_pairs += 1
+            oldest = next(iter(foreign))
+            del foreign[oldest]
+            client = self._clients.get(oldest)
+            if client is not None and client.heard_by.pop(target, None) is not None:
+                self._unlink(oldest, client, target)
 
     def _forget_oldest(self, sender: str, client: _Client, told_by_name: dict[str, _Told]) -> None:
         self.forgotten_pairs += 1
@@ -324,7 +344,10 @@ class Negotiations:
         if client is not None:
             self._drop_held(client)
             self._discard_if_empty(client_id)
-        if returns or (client_id not in self._clients and client_id not in self._hears):
+        if returns:
+            return False
+        if client_id not in self._clients and client_id not in self._hears:
+            self._foreign.pop(client_id, None)
             return False
         self._gone[client_id] = now + self._hold
         if len(self._gone) > self._most_gone:
@@ -345,6 +368,7 @@ class Negotiations:
             other = self._clients[sender]
             other.heard_by.pop(client_id, None)
             self._unlink(sender, other, client_id)
+        self._foreign.pop(client_id, None)
 
     def succeed(self, old: str, new: str, now: float) -> list[Held]:
         """``new`` is ``old`` come back: records and what waits for it move over. Returns what may pass now.
@@ -352,6 +376,8 @@ class Negotiations:
         Signals that still go to ``old`` find ``new`` for as long as candidates are held.
         """
         self._gone.pop(old, None)
+        if old in self._foreign:
+            self._foreign[new] = {**self._foreign.pop(old), **self._foreign.get(new, {})}
         self._move_own(old, new)
         senders = list(self._hears.get(old, ()))
         for sender in senders:
@@ -466,7 +492,7 @@ class Negotiations:
 
     def clear(self) -> None:
         """Forget everything."""
-        for container in (self._clients, self._hears, self._queue, self._gone, self._successors):
+        for container in (self._clients, self._hears, self._queue, self._foreign, self._gone, self._successors):
             container.clear()
 
 

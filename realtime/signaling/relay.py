@@ -12,6 +12,7 @@ from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.signaling.call_rooms import CallRooms
+from realtime.signaling.elsewhere import Elsewhere
 from realtime.signaling.negotiations import Negotiations, Verdict
 from realtime.signaling.participants import Participants
 from realtime.signaling.signals import Reason, Signal, SignalBounds, read_signal, refusal
@@ -37,6 +38,7 @@ class Relay:
         participants: Participants,
         negotiations: Negotiations,
         expiry: Expiry,
+        elsewhere: Elsewhere,
         *,
         ask: Callable[[str, Context], None] | None,
         auto_join_rooms: bool,
@@ -50,6 +52,7 @@ class Relay:
         self._participants = participants
         self._negotiations = negotiations
         self._expiry = expiry
+        self._elsewhere = elsewhere
         self._ask = ask
         self._auto_join_rooms = auto_join_rooms
         self._require_shared_room = require_shared_room
@@ -197,6 +200,8 @@ class Relay:
             # no switch since it was put into the outbox: no answer has come
             now = monotonic()
             negotiations.described(kind, sender, target, where, signal.negotiation, now)
+            if kind == "offer":
+                self._elsewhere.offered(sender, target, where, signal.negotiation)
             if negotiations.waiting:
                 self._rooms.send_held(negotiations.release(sender, target, now))
         return {"delivered": 1}

@@ -9,7 +9,7 @@ import gevent.event
 import pytest
 from mesh_proxy import LoopbackNetwork
 
-from realtime import MeshOptions, PeerMeshTransport, RealtimeKernel, WebRTCSignalingBridge
+from realtime import CallFailed, MeshOptions, PeerMeshTransport, RealtimeKernel, WebRTCSignalingBridge
 from realtime.testing.peers import wait_until
 from realtime.transports.memory import MemoryTransport
 from realtime.transports.memory_client import MemoryClient
@@ -69,6 +69,12 @@ def nodes(network: LoopbackNetwork) -> Iterator[list[Node]]:
             node.kernel.stop()
 
 
+def stats(node: Node) -> Any:
+    """Return what the bridge of a node counts."""
+    (counted,) = node.kernel.stats()["services"]
+    return counted
+
+
 def news(client: MemoryClient, event: str) -> Any:
     """Return the payload of the next event of a call, which must be this one."""
     while (message := client.receive(PATIENCE))["type"].partition(":")[0] != "webrtc" or "peers" in message["type"]:
@@ -104,6 +110,35 @@ def test_who_joins_is_told_what_those_on_other_nodes_joined_with(nodes: list[Nod
     wait_until(lambda: silent.id in first.members(), PATIENCE)
     told = first.client.call("webrtc:peers", {"room": "lobby"}, timeout=PATIENCE)["peers"]
     assert {"id": silent.id, "polite": own < silent.id} in told
+
+
+def test_late_messages_of_an_earlier_negotiation_are_kept_out_across_nodes(nodes: list[Node]) -> None:
+    offerer, answerer, _ = nodes
+    there = answerer.client.id
+
+    def signal(sender: Node, kind: str, target: str, negotiation: str) -> Any:
+        sdp = {"description": {"type": kind, "sdp": "v=0"}}
+        content = {"candidate": {"candidate": "candidate:1"}} if kind == "candidate" else sdp
+        payload = {"target": target, "room": "lobby", "negotiation": negotiation, **content}
+        try:
+            return sender.client.call(f"webrtc:{kind}", payload, timeout=PATIENCE)
+        except CallFailed as failed:
+            return failed.code
+
+    for count, negotiation in enumerate(("1", "2"), 1):
+        assert signal(offerer, "offer", there, negotiation) == {"delivered": 1}
+        assert news(answerer.client, "webrtc:offer")["negotiation"] == negotiation
+        wait_until(lambda n=count: stats(answerer)["counters"].get("offered_elsewhere") == n, PATIENCE)  # type: ignore[misc]
+        if negotiation == "1":
+            assert signal(answerer, "answer", offerer.client.id, "1") == {"delivered": 1}
+    for kind in ("answer", "candidate"):
+        assert signal(answerer, kind, offerer.client.id, "1") == "expired"
+        assert signal(answerer, kind, offerer.client.id, "2") == {"delivered": 1}
+    seen = [news(offerer.client, f"webrtc:{kind}")["negotiation"] for kind in ("answer", "answer", "candidate")]
+    assert seen == ["1", "2", "2"]
+    for node in (offerer, answerer):
+        node.client.close()
+        wait_until(lambda node=node: not stats(node)["senders"], PATIENCE)  # type: ignore[misc]
 
 
 def test_a_node_that_does_not_say_what_its_clients_joined_with_delays_nobody_for_long(nodes: list[Node]) -> None:

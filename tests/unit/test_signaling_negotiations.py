@@ -46,7 +46,8 @@ class Scene:
         return self.state.expire(self.now, most)
 
     def nothing_left(self) -> bool:
-        return not any(self.state.counts().values()) and not self.state._hears and self.state.next_end() is None
+        records = (*self.state.counts().values(), self.state._hears, self.state._foreign)
+        return not any(records) and self.state.next_end() is None
 
 
 # What passes ---------------------------------------------------------------------------------------------
@@ -245,6 +246,20 @@ def test_thousands_of_offers_in_many_rooms_leave_a_bounded_record() -> None:
     assert scene.judge("a", "b", "n4990") is LATE
 
 
+def test_of_offers_from_other_nodes_the_latest_are_known_as_long_as_their_target_is_there() -> None:
+    scene = Scene(max_pairs=2)
+    for sender, negotiation in (("x", "1"), ("y", "1"), ("x", "2"), ("z", "1")):
+        scene.state.offered_elsewhere(sender, "a", None, negotiation, scene.now)
+    assert scene.state.is_late_answer("a", "x", "1")
+    assert not scene.state.is_late_answer("a", "x", "2")
+    assert not scene.state.is_late_answer("a", "y", "2")  # forgotten: the oldest
+    assert (scene.state.forgotten_pairs, scene.state.counts()["pairs"]) == (1, 2)
+    scene.state.gone("a", scene.now, returns=False)
+    scene.now += 2 * HOLD
+    scene.expire()
+    assert scene.nothing_left()
+
+
 def test_nothing_is_left_of_a_client_some_time_after_it_has_gone() -> None:
     scene = Scene()
     scene.members = {("r", "a"), ("r", "b")}
@@ -344,6 +359,7 @@ negotiation_ids = st.sampled_from(["1", "2", None])
 steps = st.one_of(
     st.tuples(st.just("offer"), ids, ids, negotiation_ids, st.sampled_from([None, "r"])),
     st.tuples(st.just("answer"), ids, ids, negotiation_ids, st.sampled_from([None, "r"])),
+    st.tuples(st.just("elsewhere"), st.sampled_from("xyz"), ids, negotiation_ids),
     st.tuples(st.just("room"), ids, negotiation_ids),
     st.tuples(st.just("hold"), ids, ids, negotiation_ids),
     st.tuples(st.just("release"), ids, ids),
@@ -364,6 +380,9 @@ def test_whatever_happens_once_all_have_gone_nothing_is_left(script: list[tuple[
         if what in ("offer", "answer"):
             sender, target, negotiation, room = arguments
             state.described(what, sender, target, room, negotiation, scene.now)
+        elif what == "elsewhere":
+            sender, target, negotiation = arguments
+            state.offered_elsewhere(sender, target, None, negotiation, scene.now)
         elif what == "room":
             state.described("offer", arguments[0], None, "r", arguments[1], scene.now)
         elif what == "hold" and state.can_hold(*arguments[:2]):
