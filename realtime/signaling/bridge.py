@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from inspect import isawaitable, isgenerator
 from typing import Any
 
 import gevent
@@ -188,6 +189,7 @@ class WebRTCSignalingBridge:
         _check_namespace(namespace)
         if authorize is not None:
             check_function(authorize, 2, "authorize", "(context, target_or_room)")
+        _check_switches(auto_join_rooms=auto_join_rooms, require_shared_room=require_shared_room)
         _check_numbers(int, max_participants=max_participants, max_held=max_held, max_pairs=max_pairs)
         _check_numbers(float, keep_place=keep_place, hold=hold)
         self.namespace = namespace
@@ -354,8 +356,13 @@ class WebRTCSignalingBridge:
 
     def _ask(self, target_or_room: str, context: Context) -> None:
         """Raise Reject unless the application lets this client go there. Switches where ``authorize`` waits."""
-        if self._authorize is not None and not self._authorize(context, target_or_room):
+        if self._authorize is None:
+            return
+        answer = self._authorize(context, target_or_room)
+        if not answer:
             raise refusal(Reason.FORBIDDEN, f"you may not signal to {target_or_room[:ECHOED]!r}")
+        if answer is not True and (isawaitable(answer) or isgenerator(answer)):  # true, whatever it would come to
+            raise TypeError(f"authorize gave {answer!r}, no answer: it must be a plain function that returns one")
 
     def _refuse(self, refused: Reject, message: Message, context: Context, toolkit: Toolkit) -> None:
         """Tell the sender, and raise again where an ack is to be answered.
@@ -398,6 +405,13 @@ def _check_namespace(namespace: object) -> None:
         raise ConfigurationError(f"namespace={namespace!r}: must not contain a colon or brackets")
     if is_reserved(f"{namespace}:"):
         raise ConfigurationError(f"namespace={namespace!r}: belongs to the server, choose another")
+
+
+def _check_switches(**options: object) -> None:
+    """Raise ConfigurationError unless every option is True or False: "no" is neither, and would be true."""
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name}={value!r}: must be True or False")
 
 
 def _check_numbers(kind: type, **options: Any) -> None:

@@ -206,10 +206,41 @@ def test_a_namespace_that_cannot_work_is_refused(namespace: Any) -> None:
         WebRTCSignalingBridge(namespace=namespace)
 
 
-@pytest.mark.parametrize("options", [{"max_sdp": 0}, {"max_candidate": "4k"}, {"max_metadata": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_sdp": 0},
+        {"max_candidate": "4k"},
+        {"max_metadata": -1},
+        {"auto_join_rooms": "no"},
+        {"require_shared_room": None},
+    ],
+)
 def test_a_bound_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(options))}="):
         WebRTCSignalingBridge(**options)
+
+
+@pytest.mark.parametrize("answer", ["coroutine", "generator"])
+def test_an_authorize_that_answers_nothing_yet_lets_nobody_pass(connect: Connect, answer: str) -> None:
+    async def later() -> bool:
+        return False
+
+    def in_parts() -> Iterator[bool]:
+        yield False
+
+    given: list[Any] = []
+
+    def authorize(context: Any, target_or_room: str) -> Any:
+        given.append(later() if answer == "coroutine" else in_parts())
+        return given[-1]
+
+    kernel = serve(WebRTCSignalingBridge(authorize=authorize))
+    alice, bob = connect(kernel), connect(kernel)
+    alice.send("webrtc:offer", {"target": bob.id, "offer": OFFER}, ack=1)
+    assert alice.receive("system:error")["payload"]["code"] == "internal_error"
+    bob.expect_nothing()
+    given[0].close()
 
 
 async def authorize_later(context: Any, target_or_room: str) -> bool:
