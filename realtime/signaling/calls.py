@@ -10,7 +10,7 @@ from typing import Any
 
 from realtime.codes import CloseCode, may_reconnect
 from realtime.connection import Context
-from realtime.errors import MessageTooBig, Reject, UnknownClient
+from realtime.errors import ConnectionClosed, MessageTooBig, Reject, UnknownClient
 from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
@@ -123,7 +123,11 @@ class Calls:
         if old is not None:
             payload["replaces"] = old.id
             payload["formerly"] = list(participant.formerly)
+        known = {peer["id"] for peer in told["peers"]}
+        participant.met = frozenset(one for one in known if self._kernel.hub.cluster.home(one) is not None)
         self._announce(call, payload)
+        if self._kernel.hub.cluster.node_ids():
+            self._kernel.hub.workers.submit(partial(self._meet_elsewhere, participant, known))
         if old is not None:
             self._succeed(old, context.id)
         self.counters["joined" if old is None else "resumed"] += 1
@@ -234,6 +238,30 @@ class Calls:
                 told = {**payload, "polite": is_polite}
                 message = {"type": self._rooms.event("peer-joined"), "payload": told}
                 self._rooms.tell_others(call, message, joiner, skip=rest)
+
+    def _meet_elsewhere(self, joiner: Participant, known: set[str]) -> None:
+        """In a worker: tell a joiner of those who came and went on other nodes in the same moment.
+
+        Of two that join before news of either has reached the other's node, neither lists nor announces itself to the
+        other; each node tells its own. Who left before its node knew of the joiner could not say goodbye to it.
+        """
+        own, call, room = joiner.id, joiner.call, self._rooms.name(joiner.call)
+        unmet = self._elsewhere.unmet(call, own)
+        if self._participants.get(own, call) is not joiner:
+            return  # it has left, or gone
+        for one in unmet.keys() - known:
+            if self._rooms.contains(call, one):
+                self.counters["met_late"] += 1
+                self._tell_one(own, "peer-joined", {"room": room, **self._peer(one, own, call, unmet)})
+        for one in joiner.met:
+            if not self._rooms.contains(call, one):
+                self._tell_one(own, "bye", {"room": room, "from": one, "reason": "lost"})
+
+    def _tell_one(self, client_id: str, kind: str, payload: dict[str, Any]) -> None:
+        try:
+            self._kernel.send(client_id, {"type": self._rooms.event(kind), "payload": payload})
+        except (UnknownClient, ConnectionClosed, MessageTooBig):
+            pass  # it has gone, or takes no more
 
     # Sessions: the same client by another connection -----------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -69,7 +69,17 @@ class Elsewhere:
         cluster = self._kernel.hub.cluster
         wanted = cluster.members(call) if clients is None else clients
         nodes = {node for client_id in wanted if (node := cluster.home(client_id)) is not None}
-        answers = [answer for node in nodes if (answer := self._ask(node, call)) is not None]
+        return self._gather(nodes, {"call": call})
+
+    def unmet(self, call: str, joiner: str) -> dict[str, Shown]:
+        """Return what is to be shown of those on other nodes that joined a call before their node knew of a joiner.
+
+        What they did before arrives here before the answer. Switches, for ``ASK_TIMEOUT`` at most.
+        """
+        return self._gather(self._kernel.hub.cluster.node_ids(), {"call": call, "joiner": joiner})
+
+    def _gather(self, nodes: Collection[str], question: dict[str, str]) -> dict[str, Shown]:
+        answers = [answer for node in nodes if (answer := self._ask(node, question)) is not None]
         if not answers:
             return {}
         with self._kernel.hub.workers.parked():
@@ -80,26 +90,27 @@ class Elsewhere:
                 found.update(answer.value)
         return found
 
-    def _ask(self, node: str, call: str) -> AsyncResult[Any] | None:
+    def _ask(self, node: str, question: dict[str, str]) -> AsyncResult[Any] | None:
         answer: AsyncResult[Any] = AsyncResult()
 
         def then(result: Any, error: Exception | None) -> None:
             if error is not None:
-                log.debug("node %s does not say who is in %r: %s", node, call, error)
+                log.debug("node %s does not say who is in %r: %s", node, question["call"], error)
             answer.set(result)
 
         try:
-            self._kernel.hub.cluster.ask_node(node, self._ask_name, {"call": call}, ASK_TIMEOUT, then)
+            self._kernel.hub.cluster.ask_node(node, self._ask_name, question, ASK_TIMEOUT, then)
         except RealtimeError as error:  # it has just gone
-            log.debug("node %s cannot be asked who is in %r: %s", node, call, error)
+            log.debug("node %s cannot be asked who is in %r: %s", node, question["call"], error)
             return None
         return answer
 
     def _tell(self, arguments: Mapping[str, Any]) -> dict[str, Shown]:
-        """Another node wants to know what to show of this node's participants of a call."""
-        call = arguments["call"]
+        """Another node wants to know what to show of this node's participants of a call, or of those that joined it
+        without knowing of a joiner."""
+        call, joiner = arguments["call"], arguments.get("joiner")
         found = ((one, self._participants.get(one, call)) for one in self._kernel.hub.rooms.each_member(call))
-        return {client_id: record.shown() for client_id, record in found if record is not None}
+        return {one: record.shown() for one, record in found if record is not None and joiner not in record.met}
 
     # Offers ----------------------------------------------------------------------------------------------
 

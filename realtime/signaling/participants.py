@@ -37,6 +37,8 @@ class Participant:
     """The id it had before it came back: for those who were away at that moment."""
     formerly: tuple[str, ...] = ()
     """The ids it had before, for those who were away more than once; the last ``MOST_FORMER``."""
+    met: frozenset[str] = frozenset()
+    """Who of other nodes was there when it joined, as far as its node knew: they were told of it, and it of them."""
 
     def shown(self) -> dict[str, Any]:
         """Return what others are told of it beside its id: ``{metadata?, replaces?, formerly?}``."""

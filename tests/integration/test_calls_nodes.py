@@ -28,7 +28,7 @@ class Node:
         self.mesh = PeerMeshTransport(0, node_id=self.id, advertise=address, peers=peers, options=OPTIONS)
         self.clients = MemoryTransport()
         self.kernel = RealtimeKernel([self.clients, self.mesh], log_level="critical")
-        WebRTCSignalingBridge().attach(self.kernel)
+        WebRTCSignalingBridge(hold=0.2).attach(self.kernel)
         self.kernel.start()
         self.client = self.clients.connect(metadata={"not": "what it joins calls with"})
 
@@ -83,6 +83,15 @@ def news(client: MemoryClient, event: str) -> Any:
     return message["payload"]
 
 
+def drained(node: Node) -> list[Any]:
+    """Return all that has come to a client, up to a signal that it is sent now."""
+    node.kernel.send(node.client.id, {"type": "webrtc:end", "payload": node.id})
+    found = []
+    while (message := node.client.receive(PATIENCE))["type"] != "webrtc:end":
+        found.append(message)
+    return found
+
+
 def nothing_more(node: Node) -> None:
     """The client was told of no other change of the call: the signal that comes next is one it sends itself."""
     node.kernel.send(node.client.id, {"type": "webrtc:end", "payload": node.id})
@@ -110,6 +119,31 @@ def test_who_joins_is_told_what_those_on_other_nodes_joined_with(nodes: list[Nod
     wait_until(lambda: silent.id in first.members(), PATIENCE)
     told = first.client.call("webrtc:peers", {"room": "lobby"}, timeout=PATIENCE)["peers"]
     assert {"id": silent.id, "polite": own < silent.id} in told
+
+
+def test_who_joins_on_two_nodes_in_the_same_moment_meets_and_once(nodes: list[Node]) -> None:
+    first, second, _ = nodes
+    pair = {first.client.id: second.client.id, second.client.id: first.client.id}
+    for number in range(20):
+        payload = {"room": f"room {number}", "metadata": "here"}
+        for node in (first, second):
+            node.client.send({"type": "webrtc:join", "payload": payload})
+        for node in (first, second):
+            met: list[str] = []
+            while not met:
+                message = node.client.receive(PATIENCE)
+                told = message["payload"]
+                if message["type"] == "webrtc:peers":
+                    met += [peer["id"] for peer in told["peers"]]
+                elif message["type"] == "webrtc:peer-joined":
+                    met.append(told["id"])
+                    assert told["metadata"] == "here"
+            assert met == [pair[node.client.id]]
+        for node in (first, second):
+            node.client.call("webrtc:leave", payload, timeout=PATIENCE)
+        joined_twice = [one for one in drained(first) + drained(second) if one["type"] == "webrtc:peer-joined"]
+        assert joined_twice == []
+    assert stats(first)["counters"]["met_late"], "they never joined in the same moment"
 
 
 def test_late_messages_of_an_earlier_negotiation_are_kept_out_across_nodes(nodes: list[Node]) -> None:
