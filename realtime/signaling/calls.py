@@ -15,7 +15,7 @@ from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.signaling.call_rooms import CallRooms
-from realtime.signaling.elsewhere import Elsewhere, Shown
+from realtime.signaling.elsewhere import Asked, Elsewhere, Shown
 from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import MOST_FORMER, Participant, Participants
 from realtime.signaling.signals import CallRequest, Reason, SignalBounds, read_request, refusal
@@ -79,6 +79,7 @@ class Calls:
         self._returned: set[str] = set()  # clients closed because another connection came in their place
         self._away: dict[str, float] = {}  # clients whose session waits for them, and since when
         self._elsewhere = elsewhere
+        elsewhere.heard_of = self._heard_of
         self.counters = rooms.counters
 
     def clear(self) -> None:
@@ -123,11 +124,9 @@ class Calls:
         if old is not None:
             payload["replaces"] = old.id
             payload["formerly"] = list(participant.formerly)
-        known = {peer["id"] for peer in told["peers"]}
-        participant.met = frozenset(one for one in known if self._kernel.hub.cluster.home(one) is not None)
-        self._announce(call, payload)
-        if self._kernel.hub.cluster.node_ids():
-            self._kernel.hub.workers.submit(partial(self._meet_elsewhere, participant, known))
+        home = self._kernel.hub.cluster.home
+        participant.met = frozenset(peer["id"] for peer in told["peers"] if home(peer["id"]) is not None)
+        self._announce(call, payload, participant)
         if old is not None:
             self._succeed(old, context.id)
         self.counters["joined" if old is None else "resumed"] += 1
@@ -227,41 +226,59 @@ class Calls:
             shown = {"metadata": entry["metadata"]} if entry and entry["metadata"] else {}
         return {"id": peer, "polite": own < peer, **shown}
 
-    def _announce(self, call: str, payload: dict[str, Any]) -> None:
-        """Tell the others of one that has joined. May stall for crowded outboxes."""
-        joiner = payload["id"]
-        others = self._rooms.others(call, joiner)
-        # a receiver is polite iff its id is the smaller one
-        polite = {peer for peer in others if peer < joiner}
-        for is_polite, rest in ((True, {*others} - polite), (False, polite)):
-            if len(rest) < len(others):
-                told = {**payload, "polite": is_polite}
-                message = {"type": self._rooms.event("peer-joined"), "payload": told}
-                self._rooms.tell_others(call, message, joiner, skip=rest)
+    def _announce(self, call: str, payload: dict[str, Any], joiner: Participant | None = None) -> None:
+        """Tell the others of one that has joined, or is back. May stall, or park, for crowded outboxes.
 
-    def _meet_elsewhere(self, joiner: Participant, known: set[str]) -> None:
-        """In a worker: tell a joiner of those who came and went on other nodes in the same moment.
-
-        Of two that join before news of either has reached the other's node, neither lists nor announces itself to the
-        other; each node tells its own. Who left before its node knew of the joiner could not say goodbye to it.
+        Those that are known here are told by name, so that it reaches who is just moving. Other nodes tell the rest: of
+        two that join in the same moment, neither's node knows of the other yet.
         """
-        own, call, room = joiner.id, joiner.call, self._rooms.name(joiner.call)
-        unmet = self._elsewhere.unmet(call, own)
-        if self._participants.get(own, call) is not joiner:
-            return  # it has left, or gone
-        for one in unmet.keys() - known:
-            if self._rooms.contains(call, one):
-                self.counters["met_late"] += 1
-                self._tell_one(own, "peer-joined", {"room": room, **self._peer(one, own, call, unmet)})
-        for one in joiner.met:
-            if not self._rooms.contains(call, one):
-                self._tell_one(own, "bye", {"room": room, "from": one, "reason": "lost"})
+        others = self._rooms.others(call, payload["id"])
+        here = set(self._kernel.rooms.members(call, scope="local"))
+        self._tell_of(call, payload)
+        for one in others:
+            if one not in here:
+                self._tell_one(call, one, {**payload, "polite": one < payload["id"]})
+        asked = self._elsewhere.announce(call, payload, others)
+        if asked and joiner is not None and joiner.met:
+            self._kernel.hub.workers.submit(partial(self._tell_missed, joiner, asked))
 
-    def _tell_one(self, client_id: str, kind: str, payload: dict[str, Any]) -> None:
+    def _tell_of(self, call: str, payload: dict[str, Any], skip: Collection[str] = ()) -> None:
+        """Tell this node's clients in a call of one that has joined it. May stall for crowded outboxes."""
+        joiner = payload["id"]
+        silent = {joiner, *skip, *self._rooms.entering_in(call)}
+        here = set(self._kernel.rooms.members(call, scope="local")) - silent
+        for is_polite in (True, False):  # a receiver is polite iff its id is the smaller one
+            told = {one for one in here if (one < joiner) is is_polite}
+            if told:
+                message = {"type": self._rooms.event("peer-joined"), "payload": {**payload, "polite": is_polite}}
+                self._rooms.tell_here(call, message, silent | (here - told))
+
+    def _tell_one(self, call: str, client_id: str, payload: dict[str, Any]) -> None:
         try:
-            self._kernel.send(client_id, {"type": self._rooms.event(kind), "payload": payload})
+            self._kernel.send(client_id, {"type": self._rooms.event("peer-joined"), "payload": payload, "room": call})
         except (UnknownClient, ConnectionClosed, MessageTooBig):
-            pass  # it has gone, or takes no more
+            pass  # it has gone, or takes nothing so large
+
+    def _heard_of(self, call: str, payload: dict[str, Any], told: Collection[str]) -> None:
+        """A client of another node has joined a call, or is back, and its node has told these; who listed it when it
+        joined itself knows, too."""
+        joiner = payload["id"]
+        if not self._rooms.contains(call, joiner):
+            return  # it has left meanwhile
+        members = self._kernel.rooms.members(call, scope="local")
+        records = [record for one in members if (record := self._participants.get(one, call)) is not None]
+        self._tell_of(call, payload, [*told, *(record.id for record in records if joiner in record.met)])
+
+    def _tell_missed(self, joiner: Participant, asked: Asked) -> None:
+        """In a worker: tell a joiner of those on other nodes that left before they could know of it."""
+        self._elsewhere.wait(asked)  # what a node did before it heard of the joiner is known now
+        for one in joiner.met:
+            if self._participants.get(joiner.id, joiner.call) is not joiner:
+                return  # it has left, or gone
+            if not self._rooms.contains(joiner.call, one):
+                payload = {"room": self._rooms.name(joiner.call), "from": one, "reason": "lost"}
+                message = {"type": self._rooms.event("bye"), "payload": payload}
+                self._rooms.tell_here(joiner.call, message, set(self._rooms.others(joiner.call, joiner.id)))
 
     # Sessions: the same client by another connection -----------------------------------------------------
 
@@ -419,14 +436,8 @@ class Calls:
         if not self._rooms.contains(call, client_id):
             return  # it has left meanwhile
         self.counters["found_with_their_node"] += 1
-        room, unready = self._rooms.name(call), self._rooms.entering_in(call)
-        here = set(self._kernel.rooms.members(call, scope="local")) - unready
-        for polite in (True, False):
-            told = {one for one in here if (one < client_id) is polite}
-            if told:
-                payload = {"room": room, **self._peer(client_id, next(iter(told)), call, elsewhere)}
-                message = {"type": self._rooms.event("peer-joined"), "payload": payload}
-                self._rooms.tell_here(call, message, unready | (here - told))
+        payload = {"room": self._rooms.name(call), **self._peer(client_id, "", call, elsewhere)}
+        self._tell_of(call, payload)
 
     def expire(self, now: float) -> None:
         """Give up the places whose time has come."""

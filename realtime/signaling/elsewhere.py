@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -21,11 +21,14 @@ from realtime.kernel import RealtimeKernel
 from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import Participant, Participants
 
-__all__ = ["Elsewhere"]
+__all__ = ["Asked", "Elsewhere", "Shown"]
 
 log = logging.getLogger("realtime.signaling")
 
 ASK_TIMEOUT = 1.0  # seconds; of who has not answered by then, the kernel's presence is shown
+
+Asked = list["AsyncResult[Any]"]
+"""Answers of nodes to come."""
 
 Shown = dict[str, Any]
 """What others are told of a participant beside its id: see ``Participant.shown``."""
@@ -49,11 +52,15 @@ class Elsewhere:
         self._participants = participants
         self._negotiations = negotiations
         self._counters = counters
+        self.heard_of: Callable[[str, dict[str, Any], Collection[str]], None] = lambda call, payload, told: None
+        """Told of each client of another node that has joined a call, or is back: call, payload, and who was told."""
         self._ask_name = f"{prefix}participants"
+        self._announce_name = f"{prefix}joined"
         self._give_name = f"{prefix}moved"
         self._offered_name = f"{prefix}offered"
         operations = kernel.hub.node_operations
         operations[self._ask_name] = self._tell
+        operations[self._announce_name] = self._note_joined
         operations[self._give_name] = self._take
         operations[self._offered_name] = self._note_offer
 
@@ -69,48 +76,55 @@ class Elsewhere:
         cluster = self._kernel.hub.cluster
         wanted = cluster.members(call) if clients is None else clients
         nodes = {node for client_id in wanted if (node := cluster.home(client_id)) is not None}
-        return self._gather(nodes, {"call": call})
+        return self._collect(self._ask(nodes, self._ask_name, {"call": call}))
 
-    def unmet(self, call: str, joiner: str) -> dict[str, Shown]:
-        """Return what is to be shown of those on other nodes that joined a call before their node knew of a joiner.
+    def announce(self, call: str, payload: dict[str, Any], told: Collection[str]) -> Asked:
+        """Have the other nodes tell their clients in a call of one that has joined it, but for those that were told.
 
-        What they did before arrives here before the answer. Switches, for ``ASK_TIMEOUT`` at most.
+        Never waits. Nodes are asked that have none as well, as far as is known here.
         """
-        return self._gather(self._kernel.hub.cluster.node_ids(), {"call": call, "joiner": joiner})
+        said = {"call": call, "payload": payload, "told": list(told)}
+        return self._ask(self._kernel.hub.cluster.node_ids(), self._announce_name, said)
 
-    def _gather(self, nodes: Collection[str], question: dict[str, str]) -> dict[str, Shown]:
-        answers = [answer for node in nodes if (answer := self._ask(node, question)) is not None]
+    def wait(self, asked: Asked) -> None:
+        """Wait for answers, ``ASK_TIMEOUT`` at most. What those nodes did before arrives here before."""
+        with self._kernel.hub.workers.parked():
+            gevent.wait(asked, timeout=ASK_TIMEOUT)
+
+    def _note_joined(self, arguments: Mapping[str, Any]) -> bool:
+        """A client of another node has joined a call, or is back."""
+        self.heard_of(arguments["call"], arguments["payload"], arguments["told"])
+        return True
+
+    def _collect(self, answers: Asked) -> dict[str, Shown]:
         if not answers:
             return {}
-        with self._kernel.hub.workers.parked():
-            gevent.wait(answers, timeout=ASK_TIMEOUT)
+        self.wait(answers)
         found: dict[str, Shown] = {}
         for answer in answers:
             if answer.ready() and answer.value is not None:
                 found.update(answer.value)
         return found
 
-    def _ask(self, node: str, question: dict[str, str]) -> AsyncResult[Any] | None:
-        answer: AsyncResult[Any] = AsyncResult()
-
-        def then(result: Any, error: Exception | None) -> None:
-            if error is not None:
-                log.debug("node %s does not say who is in %r: %s", node, question["call"], error)
-            answer.set(result)
-
-        try:
-            self._kernel.hub.cluster.ask_node(node, self._ask_name, question, ASK_TIMEOUT, then)
-        except RealtimeError as error:  # it has just gone
-            log.debug("node %s cannot be asked who is in %r: %s", node, question["call"], error)
-            return None
-        return answer
+    def _ask(self, nodes: Collection[str], operation: str, question: dict[str, Any]) -> Asked:
+        """Ask some nodes; return their answers to come, which are None where a node cannot or does not answer."""
+        answers: Asked = []
+        for node in nodes:
+            answer: AsyncResult[Any] = AsyncResult()
+            try:
+                then = partial(_answered, answer, node, operation)
+                self._kernel.hub.cluster.ask_node(node, operation, question, ASK_TIMEOUT, then)
+            except RealtimeError as error:  # it has just gone
+                log.debug("node %s cannot be asked %r: %s", node, operation, error)
+            else:
+                answers.append(answer)
+        return answers
 
     def _tell(self, arguments: Mapping[str, Any]) -> dict[str, Shown]:
-        """Another node wants to know what to show of this node's participants of a call, or of those that joined it
-        without knowing of a joiner."""
-        call, joiner = arguments["call"], arguments.get("joiner")
+        """Another node wants to know what to show of this node's participants of a call."""
+        call = arguments["call"]
         found = ((one, self._participants.get(one, call)) for one in self._kernel.hub.rooms.each_member(call))
-        return {one: record.shown() for one, record in found if record is not None and joiner not in record.met}
+        return {one: record.shown() for one, record in found if record is not None}
 
     # Offers ----------------------------------------------------------------------------------------------
 
@@ -164,6 +178,12 @@ class Elsewhere:
             if rooms.contains_here(record.call, client_id) and self._participants.get(client_id, record.call) is None:
                 self._participants.add(record)
         return True
+
+
+def _answered(answer: AsyncResult[Any], node: str, operation: str, result: Any, error: Exception | None) -> None:
+    if error is not None:
+        log.debug("node %s does not answer %r: %s", node, operation, error)
+    answer.set(result)
 
 
 def _ignore(result: Any, error: Exception | None) -> None:
