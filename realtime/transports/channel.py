@@ -75,9 +75,11 @@ class Channel:
     __slots__ = (
         "__weakref__",
         "_alive",
+        "_begun",
         "_close_by",
         "_ended",
         "_eof",
+        "_failure",
         "_heartbeat",
         "_heartbeats",
         "_held",
@@ -90,6 +92,7 @@ class Channel:
         "_owner",
         "_paused",
         "_pinged",
+        "_processing",
         "_progress",
         "_queued",
         "_reader",
@@ -121,6 +124,7 @@ class Channel:
         self._on_end: tuple[Callable[[], None], ...] = ()
         self._reader = gevent.get_hub().loop.io(self._sock.fileno(), _READ)
         self._writer: Any = None
+        self._begun = False
         self._paused = False
         self._over = False  # the owner was told
         self._ended = False  # the socket is closed
@@ -132,6 +136,8 @@ class Channel:
         self._held_until = 0.0
         self._eof = False  # the peer will send no more
         self._last_read = False  # it has said so: what the socket holds is read whatever the inbox holds
+        self._failure: str | None = None  # why a write failed: what the socket holds is read, and that is the end
+        self._processing = False
         self._pinged: float | None = None
         self._close_by: float | None = None
 
@@ -151,6 +157,7 @@ class Channel:
         """Begin to read; ``leftover`` came with the request. Called once the owner is ready."""
         if self._ended:
             return  # the owner, or its first messages, found it broken
+        self._begun = True
         self._reader.start(self._readable)
         if self._heartbeat is not None:
             self._look(self._alive + self._heartbeat.interval)
@@ -164,27 +171,28 @@ class Channel:
 
     # Reading ---------------------------------------------------------------------------------------
 
-    def _readable(self) -> None:
-        """The loop's callback: one read, and everything in it handled."""
+    def _readable(self) -> bool:
+        """The loop's callback: one read, and everything in it handled. Returns whether anything was there."""
         try:
             data = self._sock.recv(RECEIVE)
             if data and type(self._sock) is not PlainSocket:
                 data += self._decrypted_rest()
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return
+            return False
         except OSError as error:
             self._lost(str(error))
-            return
+            return False
         if not data:
             self._eof = True
             if self._close_by is not None and self.outbox.size:
                 self._reader.stop()  # it said goodbye, and may still read what it was sent before
-                return
+                return False
             self.protocol.receive_eof()
             self._lost("connection lost")
-            return
+            return False
         self._alive = time.monotonic()
         self._process(data)
+        return True
 
     def _decrypted_rest(self) -> bytes:
         """Return what TLS has decrypted already: the loop cannot see that it waits."""
@@ -192,6 +200,15 @@ class Channel:
         return self._sock.recv(pending) if pending else b""
 
     def _process(self, data: bytes) -> None:
+        outermost, self._processing = not self._processing, True
+        try:
+            self._take(data)
+        finally:
+            self._processing = not outermost
+        if outermost and self._failure is not None:
+            self._read_last()
+
+    def _take(self, data: bytes) -> None:
         protocol, owner = self.protocol, self._owner
         try:
             while True:
@@ -254,8 +271,24 @@ class Channel:
         self.outbox.resume()
 
     def broken(self, error: OSError) -> None:
-        """A write failed."""
-        self._lost(str(error))
+        """A write failed: the peer is gone. What it said before that counts, above all a goodbye.
+
+        A browser that leaves a page resets the connection if it has not read everything, right behind its close frame.
+        """
+        self._failure = str(error)
+        if not self._processing:
+            self._read_last()
+
+    def _read_last(self) -> None:
+        """Take what is left in the socket, whatever the inbox holds, and end."""
+        reason = self._failure or ""
+        if self._begun:  # else its owner is not ready for messages
+            self._last_read = True
+            self._owner.hung_up()
+            self.resume_reading()
+            while not self._ended and self._readable():
+                pass
+        self._lost(reason)
 
     def overflowed(self) -> None:
         """The slow consumer is cut off: what waits is dropped so that the close frame comes soon."""
@@ -272,7 +305,7 @@ class Channel:
                     say_goodbye(self._sock)
                 self._sock.shutdown(stdlib_socket.SHUT_WR)
             except OSError:
-                self._end(CloseCode.ABNORMAL, "connection lost")
+                self._lost("connection lost")  # the peer did not wait for our answer; its goodbye counts
             if self._eof:
                 self._lost("connection closed")
 
