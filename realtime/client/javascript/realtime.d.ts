@@ -467,7 +467,8 @@ export type State = {
     code?: number | undefined;
     reason?: string | undefined;
     /**
-     * seconds until the next attempt, while waiting
+     * seconds until the next attempt, while waiting; none while the page is out of sight, left
+     * for another one and kept for who goes back
      */
     retryIn?: number | undefined;
     /**

@@ -117,7 +117,8 @@ export class RealtimeError extends Error {
  * @property {StateName} name
  * @property {number} [code] why the last connection ended: a CloseCode, or one of the application's
  * @property {string} [reason]
- * @property {number} [retryIn] seconds until the next attempt, while waiting
+ * @property {number} [retryIn] seconds until the next attempt, while waiting; none while the page is out of sight, left
+ *   for another one and kept for who goes back
  * @property {boolean} [resumed] once open: whether the server goes on where it was, with the same id, rooms and calls
  */
 
@@ -1632,7 +1633,8 @@ export class RealtimeClient {
     this.#early = [];
     this.#timer.start(this.#settings.timeout, () => this.#giveUp("the server did not welcome us in time"));
     globalThis.addEventListener?.("online", this.#online);
-    globalThis.addEventListener?.("pagehide", this.#left);
+    globalThis.addEventListener?.("pagehide", this.#hidden);
+    globalThis.addEventListener?.("pageshow", this.#shown);
     this.#enter({ name: "connecting" });
   }
 
@@ -1643,12 +1645,22 @@ export class RealtimeClient {
   }
 
   /**
-   * The page is left for good: say goodbye, or the server would wait for us to come back to the session.
-   *
-   * @param {{persisted?: boolean}} event
+   * The page is left: say goodbye, or the server would wait for us to come back to the session. Also where the browser
+   * keeps the page for who goes back to it: it may never be shown again, and Chromium (156) keeps the connection as well.
    */
-  #left = ({ persisted }) => {
-    if (!persisted) this.close();
+  #hidden = () => {
+    if (!this.#settings.reconnect) return this.close();
+    const reason = "the page was left";
+    this.#link?.drop(CloseCode.NORMAL, reason);
+    this.#unlink(this.#state !== "open");
+    this.#enter({ name: "waiting", code: CloseCode.NORMAL, reason });
+  };
+
+  /** @param {{persisted?: boolean}} event */
+  #shown = ({ persisted }) => {
+    if (!persisted || this.#state !== "waiting") return;
+    this.#backoff.reset();
+    this.#connect();
   };
 
   /** The network is back: a browser knows before any timer does. */
@@ -1768,7 +1780,8 @@ export class RealtimeClient {
    */
   #endForGood(code, reason) {
     globalThis.removeEventListener?.("online", this.#online);
-    globalThis.removeEventListener?.("pagehide", this.#left);
+    globalThis.removeEventListener?.("pagehide", this.#hidden);
+    globalThis.removeEventListener?.("pageshow", this.#shown);
     const error = new RealtimeError(`the connection is closed: ${code}${reason && ` ${reason}`}`, "closed");
     this.#state = "closed";
     this.#queue.clear();
