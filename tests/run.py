@@ -20,8 +20,8 @@ def _files(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / INTEGRATION).glob(pattern))
 
 
-_BROWSERS = _files("test_*browser.py", "test_examples_flask.py", "test_examples_webrtc.py", "test_javascript_*.py", "test_page_left.py")
-_BROWSERS += _files("test_npm_ws.py", "test_recovery_javascript.py", "test_webrtc_aiortc.py")
+_BROWSERS = _files("test_*browser.py", "test_examples_flask.py", "test_examples_webrtc.py", "test_javascript_*.py")
+_BROWSERS += _files("test_npm_ws.py", "test_page_left.py", "test_recovery_javascript.py", "test_webrtc_aiortc.py")
 _PROGRAMS = _files("test_cli*.py", "test_flask.py", "test_hosting.py", "test_python_client*.py", "test_w*_*.py")
 _PROGRAMS = [file for file in _PROGRAMS if file not in _BROWSERS]
 GROUPS = {

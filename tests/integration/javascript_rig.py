@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from programs import PATIENCE, Program
-from requirements import node_with
+from requirements import module, node_with
 
 import realtime
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+    from websockets.sync.server import ServerConnection
 
-__all__ = ["CLIENT", "ChromiumScript", "NodeScript", "Script", "start_server"]
+__all__ = ["CLIENT", "ChromiumScript", "NodeScript", "Script", "start_server", "websockets_server"]
 
 CLIENT = Path(realtime.__file__).parent / "client" / "javascript"
 
@@ -115,6 +118,17 @@ def start_server(folder: Path, port: int = 0, heartbeat: tuple[float, float] = (
     script.write_text(SERVER)
     program = Program(script, str(port), *map(str, heartbeat))
     return program, int(program.wait_for(r"ws://127\.0\.0\.1:(\d+)/realtime")[1])
+
+
+@contextlib.contextmanager
+def websockets_server(handler: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """A server of the websockets library in threads of its own; gives its address."""
+    with module("websockets.sync.server").serve(handler, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}/"
+        server.shutdown()
+        thread.join()
 
 
 # What a script finds beside `connect` and the other names of the module. It is over when its last line is; in node

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from javascript_rig import ChromiumScript, NodeScript, Script, start_server
+from javascript_rig import ChromiumScript, NodeScript, Script, start_server, websockets_server
 from programs import PATIENCE
-from requirements import module
 from webrtc_rig import Proxy, launched
 
 from realtime.codes import CloseCode, may_reconnect
@@ -769,17 +766,6 @@ def test_a_room_that_lets_nobody_in_again_is_told(play: Play, tmp_path: Path) ->
 
 
 # A server that is not ours --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def websockets_server(handler: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """A server of the websockets library in threads of its own; gives its address."""
-    with module("websockets.sync.server").serve(handler, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}/"
-        server.shutdown()
-        thread.join()
 
 
 def test_any_server_that_speaks_the_wire_will_do(play: Play) -> None:

@@ -345,7 +345,7 @@ class Timer {
    */
   start(seconds, action) {
     this.stop();
-    this.#id = setTimeout(action, seconds * 1000);
+    this.#id = setTimeout(action, Math.min(seconds, LONGEST_TIMER) * 1000); // more would be none at all
   }
 
   stop() {
@@ -727,7 +727,8 @@ class SendQueue {
 const UNCOUNTED = new Set(["system:hello", "system:welcome", "system:received"]); // of a connection, not of a session
 const SENT_KEPT = { messages: 1000, length: 1024 * 1024 }; // of what the server has not confirmed
 const CONFIRM = { messages: 64, length: 64 * 1024 }; // so much comes until the server is told that it did
-const EARLY_KEPT = 1000; // messages before the welcome that says whom they are for
+const EARLY_KEPT = { messages: 1000, length: 8 * 1024 * 1024 }; // before the welcome that says whom it is for
+const TOKEN_LENGTH = 1024; // what a server of ours takes; a longer token resumes nothing
 
 /**
  * What outlives a connection. Both sides count what they get, and keep what they sent until it is confirmed; on the
@@ -771,8 +772,9 @@ class Session {
    * @returns {boolean} false if it needs some that are not kept, or never were
    */
   confirmed(count) {
+    if (!Number.isSafeInteger(count)) return false;
     const arrived = Number(count) - this.#sentBefore;
-    if (!(arrived <= this.#sent.length)) return false;
+    if (arrived > this.#sent.length) return false;
     this.#forget(Math.max(arrived, 0));
     return arrived >= 0;
   }
@@ -1301,6 +1303,7 @@ export class RealtimeClient {
   #graceTimer = new Timer(); // while the server waits for us
   /** @type {unknown[]} what came before the welcome, which says whether it is for us */
   #early = [];
+  #earlyLength = 0;
   /** @type {StateName} */
   #state = "closed";
   /** @type {string | null} */
@@ -1631,6 +1634,7 @@ export class RealtimeClient {
     });
     this.#link = link;
     this.#early = [];
+    this.#earlyLength = 0;
     this.#timer.start(this.#settings.timeout, () => this.#giveUp("the server did not welcome us in time"));
     globalThis.addEventListener?.("online", this.#online);
     globalThis.addEventListener?.("pagehide", this.#hidden);
@@ -1679,18 +1683,20 @@ export class RealtimeClient {
 
   /** @param {any} payload of system:welcome */
   #welcomed(payload) {
-    const about = typeof payload?.session?.token === "string" && this.#settings.session ? payload.session : null;
+    const link = this.#link;
+    const about = this.#settings.session ? sessionIn(payload) : null;
     const resumed = about?.resumed === true;
     if (resumed && !this.#session?.confirmed(about.received)) return this.#beginAnew();
     this.#graceTimer.stop();
     this.#id = payload?.id ?? null;
     this.#limits = payload?.limits ?? null;
-    this.#heartbeat = payload?.heartbeat?.interval > 0 && payload.heartbeat.timeout > 0 ? payload.heartbeat : null;
+    this.#heartbeat = isHeartbeat(payload?.heartbeat) ? payload.heartbeat : null;
     this.#timer.stop();
     this.#watchdog.start(this.#heartbeat, this.#settings.timeout);
     this.#openedAt = performance.now();
     if (resumed) this.#resumed(about);
     else this.#begun(about);
+    if (this.#link !== link) return; // a listener has closed it
     this.#flush();
     this.#settleReady.resolve();
     this.#enter({ name: "open", resumed });
@@ -1718,16 +1724,21 @@ export class RealtimeClient {
     this.#loseSession();
     this.#session = about ? new Session(about) : null;
     this.#state = "open";
-    for (const data of this.#early.splice(0)) this.#take(decoded(data), data);
+    const link = this.#link;
+    for (const data of this.#early.splice(0)) {
+      this.#take(decoded(data), data);
+      if (this.#link !== link) return;
+    }
     this.#rooms.rejoin();
     this.presence.repeat();
   }
 
-  /** The server resumes what we cannot: more was sent than we keep, or it took too long. */
+  /** The server resumes what we cannot: more was sent than we keep, or it took too long, or it cannot count. */
   #beginAnew() {
-    this.#link?.drop(CloseCode.REPLACED, "too much was sent, or it took too long"); // no code it would wait after
-    this.#unlink(false);
-    this.#connect();
+    const reason = "too much was sent, or it took too long";
+    this.#link?.drop(CloseCode.REPLACED, reason); // no code it would wait after
+    this.#loseSession();
+    this.#ended(CloseCode.REPLACED, reason); // after a pause, lest a server that says so always has us run in circles
   }
 
   /** Nobody goes on where we were: what was asked is not answered any more. */
@@ -1888,11 +1899,18 @@ export class RealtimeClient {
     this.#watchdog.heard();
     const message = decoded(data);
     if (this.#state === "connecting" && this.#settings.session && message?.type !== "system:welcome") {
-      if (this.#early.push(data) > EARLY_KEPT) this.#giveUp("too much came before the welcome");
+      this.#keepEarly(data);
       return;
     }
     if (!UNCOUNTED.has(message?.type ?? "")) this.#count(data);
     this.#take(message, data);
+  }
+
+  /** @param {unknown} data */
+  #keepEarly(data) {
+    this.#earlyLength += String(data).length;
+    const fits = this.#early.push(data) <= EARLY_KEPT.messages && this.#earlyLength <= EARLY_KEPT.length;
+    if (!fits) this.#giveUp("too much came before the welcome");
   }
 
   /**
@@ -1904,7 +1922,7 @@ export class RealtimeClient {
     if (message.type.startsWith("client:")) return; // those are told by this client
     if (message.type === "system:welcome" && this.#state === "connecting") this.#welcomed(message.payload);
     if (message.type === "system:received") return this.#session?.confirmed(message.payload?.count);
-    if (message.room && typeof message.cursor === "string") this.#rooms.reached(message.room, message.cursor);
+    if (typeof message.room === "string" && typeof message.cursor === "string") this.#rooms.reached(message.room, message.cursor);
     if (!this.#calls.take(message)) {
       const change = this.#views.take(message);
       if (change) this.#tell("client:presence", change);
@@ -1987,6 +2005,23 @@ function decoded(data) {
     return null;
   }
 }
+
+/**
+ * What a welcome says of a session; null if it gives none.
+ *
+ * @param {any} payload
+ * @returns {{token: string, grace?: number, resumed?: unknown, received?: unknown} | null}
+ */
+function sessionIn(payload) {
+  const token = payload?.session?.token;
+  return typeof token === "string" && token.length <= TOKEN_LENGTH ? payload.session : null;
+}
+
+/**
+ * @param {any} value
+ * @returns {boolean}
+ */
+const isHeartbeat = (value) => [value?.interval, value?.timeout].every((seconds) => typeof seconds === "number" && seconds > 0);
 
 /**
  * Connect to a server, and again whenever the connection is lost.
