@@ -644,8 +644,8 @@ def test_the_network_coming_back_ends_the_waiting(play: Play, browser: Browser |
     script = """
       let online = () => {};
       if (!globalThis.addEventListener) {
-        globalThis.addEventListener = (type, listener) => (online = listener);
-        globalThis.removeEventListener = () => (online = () => {});
+        globalThis.addEventListener = (type, listener) => type === "online" && (online = listener);
+        globalThis.removeEventListener = (type) => type === "online" && (online = () => {});
       } else online = () => dispatchEvent(new Event("online"));
       const client = connect(url, quick);
       let welcomes = 0;

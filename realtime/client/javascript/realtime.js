@@ -950,7 +950,7 @@ class Rooms {
   /**
    * @param {RealtimeClient} client
    * @param {object} owner
-   * @param {(room: string, payload: object | undefined, answered: (joined: Joined) => void) => Promise<Joined>} owner.ask
+   * @param {(room: string, payload: object | undefined, answered: (joined: any) => void) => Promise<any>} owner.ask
    * @param {(left: Left) => void} owner.left
    * @param {(recovered: Recovered) => void} owner.recovered
    * @param {(room: string) => void} owner.forgotten we do not come back to it
@@ -1013,10 +1013,11 @@ class Rooms {
    * @param {string} room
    * @param {Place} place
    * @param {JoinOptions} wish
+   * @param {(recovered: Recovered) => void} [recovered] told before the next message is
    * @returns {Promise<Joined>}
    */
-  #enter(room, place, wish) {
-    const entering = (place.entering = this.#ask(room, wish));
+  #enter(room, place, wish, recovered) {
+    const entering = (place.entering = this.#ask(room, wish, recovered));
     const done = () => {
       if (place.entering === entering) place.entering = null;
     };
@@ -1029,18 +1030,21 @@ class Rooms {
    *
    * @param {string} room
    * @param {JoinOptions} wish
+   * @param {(recovered: Recovered) => void} [recovered]
    * @returns {Promise<Joined>}
    */
-  async #ask(room, { since, presence }) {
+  async #ask(room, { since, presence }, recovered) {
     let replayed = 0;
     for (;;) {
       const payload = since === undefined && presence === undefined ? undefined : { since, presence };
-      const joined = await this.#owner.ask(room, payload, ({ cursor }) => {
-        if (typeof cursor === "string") this.reached(room, cursor);
+      const joined = await this.#owner.ask(room, payload, (answer) => {
+        if (typeof answer?.cursor === "string") this.reached(room, answer.cursor);
+        if (since === undefined || answer?.recovered === undefined) return;
+        replayed += answer.replayed ?? 0;
+        if (!answer.more) recovered?.({ room, recovered: answer.recovered, reason: answer.reason, replayed });
       });
       if (since === undefined || joined?.recovered === undefined) return joined;
-      replayed += joined.replayed ?? 0;
-      const { more, ...rest } = /** @type {Joined & {more?: boolean}} */ (joined);
+      const { more, ...rest } = joined;
       if (!more) return { ...rest, replayed };
       since = this.cursor(room) ?? since;
     }
@@ -1077,8 +1081,9 @@ class Rooms {
   async #rejoin(room, place) {
     try {
       const wish = { since: this.cursor(room) ?? undefined, presence: place.presence };
-      const { recovered, reason, replayed } = await this.#enter(room, place, wish);
-      if (recovered !== undefined) this.#owner.recovered({ room, recovered, reason, replayed });
+      await this.#enter(room, place, wish, (recovered) => {
+        if (this.#places.get(room) === place) this.#owner.recovered(recovered);
+      });
     } catch (error) {
       const { code, message } = /** @type {RealtimeError} */ (error);
       if (code === "closed" || this.#places.get(room) !== place) return; // the next connection tries again
