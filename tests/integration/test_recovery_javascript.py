@@ -1,23 +1,31 @@
-"""The JavaScript client where nothing is to be lost: cut at random moments, on a server that dies, on another node."""
+"""The JavaScript client where nothing is to be lost: cut at random moments, on a server that dies, on another node.
+
+``REALTIME_RECOVERY_SEEDS`` says how many seeds, ``REALTIME_RECOVERY_MESSAGES`` how many messages flow each time.
+A failure names its seed, and ``REALTIME_RECOVERY_FIRST`` begins with that.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 from cutting_proxy import CuttingProxy
-from javascript_rig import ChromiumScript, NodeScript
+from gevent.threadpool import ThreadPool
+from javascript_rig import ChromiumScript, NodeScript, Script
 from programs import PATIENCE, Program
 from webrtc_rig import Proxy, launched
 
-SEEDS = int(os.environ.get("REALTIME_RECOVERY_SEEDS", "2"))
-MESSAGES = 2000
+FIRST = int(os.environ.get("REALTIME_RECOVERY_FIRST", "0"))
+SEEDS = range(FIRST, FIRST + int(os.environ.get("REALTIME_RECOVERY_SEEDS", "1")))
+MESSAGES = int(os.environ.get("REALTIME_RECOVERY_MESSAGES", "2000"))
 
 SERVER = '''
 import sys
@@ -28,6 +36,12 @@ from realtime import MeshOptions, PeerMeshTransport
 
 def page(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
+    _, path, *rest = environ["PATH_INFO"].split("/")
+    if path == "flow":
+        room, first, last = rest
+        say(int(first), int(last), room)
+    elif path == "nodes":
+        return [str(len(mesh.nodes())).encode()]
     return [b"<!doctype html><title>empty</title><link rel='icon' href='data:,'>"]
 
 port, history, grace, name, *peers = sys.argv[1:]
@@ -54,11 +68,14 @@ def question(message, context, toolkit):
 @kernel.on("flow")
 def flow(message, context, toolkit):
     first, last = message.payload
+    say(first, last, message.room)
+    return last
+
+def say(first, last, room):
     for n in range(first, last):
-        kernel.broadcast({"type": "n", "payload": n}, message.room)
+        kernel.broadcast({"type": "n", "payload": n}, room)
         if n % 20 == 0:
             gevent.sleep(0.005)
-    return last
 
 @kernel.on("members")
 def members(message, context, toolkit):
@@ -169,7 +186,7 @@ def cut_at_random(proxy: CuttingProxy, chance: random.Random, count: int) -> Non
         proxy.cut(silently=chance.random() < 0.3)
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("session", [True, False], ids=["resumed", "anew"])
 def test_everything_arrives_once_and_in_order_however_often_it_is_cut(
     server: Server, tmp_path: Path, seed: int, session: bool
@@ -210,6 +227,194 @@ def test_chromium_goes_on_where_it_was(server: Server) -> None:
         played.tell()
         (printed,) = played.finish()
     assert printed == [True, MESSAGES + 1, [], ["no error", 42], True, 0]
+
+
+# Everything that can happen -------------------------------------------------------------------------------------
+
+WATCH = """
+const client = connect(url, { ...quick, timeout: 600 });
+const log = [];
+client.on("n", (n) => log.push(n));
+client.on("client:recovered", (told) => log.push(told));
+await client.join("chat:ROOM");
+const quiet = told();
+print("in");
+await quiet;
+for (let isIn = false; !isIn; ) {
+  try {
+    await client.join("chat:ROOM"); // not before what was missed is here
+    isIn = true;
+  } catch ({ code }) {
+    if (code !== "closed") throw new Error(code);
+  }
+}
+print("calm");
+while (log.at(-1) !== COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+print(log);
+client.close();
+"""
+
+FAULTS = ("reset", "unnoticed", "silence", "killed", "moved")
+
+
+class Cluster:
+    """Two nodes that clients connect to through a proxy, and a third that lives on, from where messages come."""
+
+    def __init__(self, folder: Path, seed: int, history: int) -> None:
+        self._folder = folder
+        self._history = history
+        self._count = 0
+        self.chance = random.Random(seed)
+        self.speaker = self._start()
+        self._at = 0
+        self._nodes = [self._start(), self._start()]
+        self.proxy = CuttingProxy(lambda: self._nodes[self._at].port, seed=seed)
+        self.killed = 0
+
+    def _start(self) -> Server:
+        name = f"n{self._count}"
+        self._count += 1
+        folder = self._folder / name
+        folder.mkdir()
+        peers = (f"127.0.0.1:{self.speaker.mesh}",) if name != "n0" else ()
+        return Server(folder, history=self._history, name=name, peers=peers)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.proxy.port}/realtime"
+
+    @property
+    def home(self) -> str:
+        return f"http://127.0.0.1:{self.speaker.port}/"
+
+    def ask(self, path: str) -> str:
+        """Ask the node that lives on; blocks."""
+        with urllib.request.urlopen(self.home + path, timeout=10 * PATIENCE) as answer:
+            return str(answer.read().decode())
+
+    def fault(self, kind: str) -> None:
+        """Have something happen to the client. Switches greenlets."""
+        if kind == "reset":
+            self.proxy.cut()
+        elif kind == "unnoticed":
+            self.proxy.cut(silently=True)  # by the server
+        elif kind == "silence":
+            self.proxy.fall_silent()
+        elif kind == "moved":
+            self._at = 1 - self._at
+            self.proxy.cut(silently=self.chance.random() < 0.5)
+        else:
+            dying, here = self._nodes[self._at], self._at
+            in_hub(dying.program.stop, signal.SIGKILL)
+            dying.program.__exit__(None, None, None)
+            self.killed += 1
+            if self.chance.random() < 0.5:
+                self._at = 1 - here
+            self._nodes[here] = in_hub(self._start)
+
+    def __enter__(self) -> Cluster:
+        self.proxy.__enter__()
+        with gevent.Timeout(PATIENCE):
+            while in_hub(self.ask, "nodes") != "2":  # beside itself
+                gevent.sleep(0.05)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.proxy.__exit__(*error)
+        for node in (*self._nodes, self.speaker):
+            node.program.__exit__(None, None, None)
+
+
+def unexcused(log: list[Any], allowed: bool) -> str | None:
+    """Return what is wrong with what a client was told: numbers from 0 on, none twice, none missing without a word.
+
+    :param allowed: whether it may say that something is missing.
+    """
+    expected, excused = 0, False
+    for entry in log:
+        if isinstance(entry, dict):
+            if not entry["recovered"] and not allowed:
+                return f"before {expected}: {entry}"
+            excused = excused or not entry["recovered"]
+        elif entry != expected and not (excused and entry > expected):
+            return f"{entry} where {expected} should be"
+        else:
+            expected, excused = entry + 1, False
+    return None if expected == MESSAGES + 1 else f"it ended before {expected}"
+
+
+@pytest.fixture(scope="module")
+def browser_thread() -> Iterator[Callable[..., Any]]:
+    """Run something that uses playwright where that blocks nobody: one thread, as it wants to be called from."""
+    pool = ThreadPool(1)
+    yield pool.apply
+    pool.kill()
+
+
+class Elsewhere:
+    """A script whose methods run elsewhere, while the proxy's greenlets go on here."""
+
+    def __init__(self, run: Callable[..., Any], make: Callable[[], Script]) -> None:
+        self._run = run
+        self._played = run(make)
+
+    def read(self) -> Any:
+        return self._run(self._played.read)
+
+    def tell(self) -> None:
+        self._run(self._played.tell)
+
+    def finish(self) -> list[Any]:
+        printed: list[Any] = self._run(self._played.finish)
+        return printed
+
+
+@contextlib.contextmanager
+def played_in(where: str, script: str, cluster: Cluster, folder: Path, run: Callable[..., Any]) -> Iterator[Script]:
+    """Run a script in node or in Chromium."""
+    if where == "node":
+        played = NodeScript(script, cluster.url, folder)
+        try:
+            yield Elsewhere(in_hub, lambda: played)
+        finally:
+            played.close()
+        return
+    context = launched()
+    launch = run(context.__enter__)
+    try:
+        page = run(lambda: launch().new_page())
+        run(page.set_default_timeout, (PATIENCE * 10_000,))
+        yield Elsewhere(run, lambda: ChromiumScript(script, cluster.url, page, cluster.home))
+    finally:
+        run(context.__exit__, (None, None, None))
+
+
+@pytest.mark.parametrize("where", ["node", "chromium"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_happens_everything_arrives_once_and_in_order_or_is_said_to_be_missing(
+    tmp_path: Path, seed: int, where: str, browser_thread: Callable[..., Any]
+) -> None:
+    chance = random.Random(f"{seed} in {where}")
+    history = chance.choice((MESSAGES * 2, MESSAGES * 2, 200))
+    kinds = [chance.choice(FAULTS) for _ in range(5)]
+    script = WATCH.replace("ROOM", "flow").replace("COUNT", str(MESSAGES))
+    with (
+        Cluster(tmp_path, seed, history) as cluster,
+        played_in(where, script, cluster, tmp_path, browser_thread) as played,
+    ):
+        assert played.read() == "in"
+        flowing = gevent.spawn(in_hub, cluster.ask, f"flow/chat:flow/0/{MESSAGES}")
+        for kind in kinds:
+            gevent.sleep(chance.uniform(0.02, 0.5))
+            cluster.fault(kind)
+        flowing.get()
+        played.tell()
+        assert played.read() == "calm"
+        in_hub(cluster.ask, f"flow/chat:flow/{MESSAGES}/{MESSAGES + 1}")
+        (log,) = played.finish()
+    told = [entry for entry in log if isinstance(entry, dict)]
+    wrong = unexcused(log, allowed=history < MESSAGES or "killed" in kinds)
+    assert wrong is None, f"seed {seed} in {where}, {kinds}, {history} kept: {wrong}; {told}"
 
 
 RETURN = """
