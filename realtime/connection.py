@@ -138,6 +138,7 @@ class Connection(ABC):
         "connected_at",
         "context",
         "departed",
+        "end_code",
         "greeting",
         "handshake",
         "id",
@@ -197,6 +198,7 @@ class Connection(ABC):
         self.streams: dict[str | int, Stream] | None = None  # under way, by ack
         self.answers = 0  # ids given to calls so far
         self.last_rooms: Sequence[str] | None = None
+        self.end_code = 0  # the close code, once it is closed
         self.line: Line | None = None  # what this connection is to a session
         self._rooms_for: Any = None
 

@@ -293,6 +293,7 @@ class Hub:
         if connection.closed:
             return
         connection.closed = True
+        connection.end_code = int(code)
         known = self.connections.pop(connection.id, None) is not None
         connection.last_rooms = self.rooms.forget(connection.id)
         self.presence.remove(connection.id)

@@ -33,7 +33,7 @@ from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeEr
 from realtime.message import CODECS, MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
 from realtime.recovery import Replay
-from realtime.session_wire import Refusal, Wish
+from realtime.session_wire import UNCLEAN, Refusal, Wish
 
 if TYPE_CHECKING:
     from realtime.sessions import Session, Sessions
@@ -211,12 +211,15 @@ class Moves:
         frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]
         session = self._sessions.restore(client, frames, state["first"], state["received"], wish.token)
         hub.counters["sessions_moved_in"] += 1
+        has_left = connection.closed and connection.end_code not in UNCLEAN
         if not connection.closed:
             self._sessions.resume(session, connection, wish, ack)
         for room in state["watched"]:
             hub.live_presence.watch(room, client.id)
         for room, hold in held.items():
             hub.workers.submit(partial(self._carry_on, client, room, positions[room], hold))
+        if has_left:
+            hub.remove(client, "said goodbye on its way", code=connection.end_code)
 
     def _carry_on(self, client: Connection, room: str, position: Position, hold: AbstractContextManager[None]) -> None:
         """In a worker: send what came to a room that keeps its history since the old node let go of the client."""

@@ -8,14 +8,17 @@ from typing import Any, NamedTuple, TypeGuard
 import msgpack
 import msgspec
 
+from realtime.codes import CloseCode
 from realtime.delivery import Perishable
 from realtime.errors import BadMessage
 from realtime.message import JSON, Codec, Wire
 
-__all__ = ["UNCOUNTED", "Refusal", "Wish", "carries_over", "changed", "read_count", "read_wish"]
+__all__ = ["UNCLEAN", "UNCOUNTED", "Refusal", "Wish", "carries_over", "changed", "read_count", "read_wish"]
 
 UNCOUNTED = frozenset(("system:hello", "system:welcome", "system:received"))
 """Types of messages that belong to a connection, and not to the session that it carries."""
+UNCLEAN = frozenset((CloseCode.ABNORMAL, CloseCode.HEARTBEAT_TIMEOUT))
+"""Close codes after which a client may come back."""
 TOKEN_LENGTH = 1024  # characters; ours have the length of a node's id and 33
 MOST = 2**53  # messages anybody counts: what a JavaScript number holds exactly
 

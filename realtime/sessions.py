@@ -29,7 +29,7 @@ from realtime.message import Wire
 from realtime.outbox import Keeper, Outbox
 from realtime.session_moves import Moves
 from realtime.session_ring import Ring
-from realtime.session_wire import UNCOUNTED, Refusal, Wish, carries_over, changed, read_count
+from realtime.session_wire import UNCLEAN, UNCOUNTED, Refusal, Wish, carries_over, changed, read_count
 
 if TYPE_CHECKING:
     from realtime.hub import Hub
@@ -38,7 +38,6 @@ __all__ = ["Line", "Session", "Sessions"]
 
 log = logging.getLogger("realtime")
 
-UNCLEAN = frozenset((CloseCode.ABNORMAL, CloseCode.HEARTBEAT_TIMEOUT))  # after which a client may come back
 TOKEN_BYTES = 24  # of randomness
 TELL_MESSAGES = 64  # received from a client before it is told so
 TELL_BYTES = 64 * KiB

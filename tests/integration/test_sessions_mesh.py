@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import gevent
 import pytest
 from cutting_proxy import CuttingProxy
 from gevent.event import Event
+from raw import RawClient, frame
 from session_peer import PATIENCE, SessionPeer, wait_for_more
 
 from realtime import (
@@ -188,6 +190,36 @@ def test_a_call_goes_on_at_another_node_with_what_it_was_joined_with(in_thread: 
             in_thread(peer.close)
     finally:
         cluster.close()
+
+
+def test_who_says_goodbye_while_it_is_handed_over_is_gone_at_once(cluster: Cluster, in_thread: InThread) -> None:
+    old, new, _ = cluster.nodes
+    busy, done = Event(), Event()
+
+    @old.kernel.on("busy")
+    def handler(message: Any, context: Any, toolkit: Any) -> None:
+        busy.set()
+        done.wait(PATIENCE)
+
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    in_thread(peer.ask, "join", room="tea")
+    in_thread(peer.send, "busy")
+    assert busy.wait(PATIENCE)
+    cluster.proxy.cut()
+    client = RawClient(new.sockets.port)
+    client.upgrade("/realtime")
+    wish = {"token": peer.token, "received": peer.received}
+    client.send_json({"type": "system:hello", "payload": {"session": wish}})
+    client.send(frame(8, struct.pack(">H", 1001)))
+    assert client.read_close()[0] == 1001
+    client.close()
+    done.set()  # only now the session can be had
+    until(lambda: ("went", own) in new.events, "it is gone")
+    until(lambda: not any(node.kernel.rooms.members("tea") for node in cluster.nodes), "all know that it is gone")
+    until(lambda: not any(node.kernel.stats()["sessions"]["open"] for node in cluster.nodes), "nobody waits for it")
+    assert ("went", own) not in old.events
 
 
 def test_it_may_move_on_and_come_home(cluster: Cluster, in_thread: InThread) -> None:
