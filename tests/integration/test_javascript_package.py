@@ -248,6 +248,41 @@ def test_node_imports_it_by_its_name(consumer: Path) -> None:
     assert {"connect", "CloseCode", "RealtimeClient", "RealtimeError", "mayReconnect"} <= exported
 
 
+def said_by_node(script: str, *options: str) -> str:
+    node, _ = node_with("typescript")
+    command = [node, *options, "--input-type=module", "-e", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("has_one", [True, False])
+def test_node_needs_nothing_but_a_websocket(in_thread: InThread, has_one: bool) -> None:
+    version = int(in_thread(said_by_node, "console.log(process.versions.node.split('.')[0])"))
+    options = ["--experimental-websocket"] if has_one and version < 22 else []
+    transport = WebSocketTransport(0, "/realtime")
+    kernel = RealtimeKernel([transport], log_level="error")
+    kernel.on("add", lambda message, context, toolkit: sum(message.payload))
+    kernel.start()
+    script = f"""
+      import {{ connect }} from {json.dumps(str(CLIENT / "realtime.js"))};
+      {"" if has_one else "delete globalThis.WebSocket;"}
+      try {{
+        const client = connect("ws://127.0.0.1:{transport.port}/realtime");
+        console.log(await client.call("add", [1, 2]));
+        client.close();
+      }} catch (error) {{
+        console.log(error.message);
+      }}
+    """
+    try:
+        said = in_thread(said_by_node, script, *options)
+    finally:
+        kernel.stop()
+    expected = "3" if has_one else "options.WebSocket: must be a class, such as npm's ws where there is none built in"
+    assert said.startswith(expected)
+
+
 # In the package -------------------------------------------------------------------------------------------------
 
 
