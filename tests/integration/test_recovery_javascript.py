@@ -237,6 +237,8 @@ const log = [];
 client.on("n", (n) => log.push(n));
 client.on("client:recovered", (told) => log.push(told));
 await client.join("chat:ROOM");
+const witness = connect("HOME", quick); // at the node that lives on: it knows what the dying had said by then
+await witness.join("chat:ROOM");
 const quiet = told();
 print("in");
 await quiet;
@@ -252,6 +254,7 @@ print("calm");
 while (log.at(-1) !== COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
 print(log);
 client.close();
+witness.close();
 """
 
 FAULTS = ("reset", "unnoticed", "silence", "killed", "moved")
@@ -397,11 +400,10 @@ def test_whatever_happens_everything_arrives_once_and_in_order_or_is_said_to_be_
     chance = random.Random(f"{seed} in {where}")
     history = chance.choice((MESSAGES * 2, MESSAGES * 2, 200))
     kinds = [chance.choice(FAULTS) for _ in range(5)]
-    script = WATCH.replace("ROOM", "flow").replace("COUNT", str(MESSAGES))
-    with (
-        Cluster(tmp_path, seed, history) as cluster,
-        played_in(where, script, cluster, tmp_path, browser_thread) as played,
-    ):
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(tmp_path, seed, history))
+        script = WATCH.replace("ROOM", "flow").replace("COUNT", str(MESSAGES)).replace("HOME", cluster.speaker.url)
+        played = stack.enter_context(played_in(where, script, cluster, tmp_path, browser_thread))
         assert played.read() == "in"
         flowing = gevent.spawn(in_hub, cluster.ask, f"flow/chat:flow/0/{MESSAGES}")
         for kind in kinds:
