@@ -30,7 +30,7 @@ kernel.rooms.configure("*", join=True)
 
 @kernel.on("close:me")
 def close_me(message, context, toolkit):
-    kernel.disconnect(context.id, 4013, "retry_after=600")
+    kernel.disconnect(context.id, 4013, reason="retry_after=600")
 
 kernel.run()
 '''
