@@ -281,6 +281,8 @@ class Channel:
 
     def _read_last(self) -> None:
         """Take what is left in the socket, whatever the inbox holds, and end."""
+        if self._ended:
+            return
         reason = self._failure or ""
         if self._begun:  # else its owner is not ready for messages
             self._last_read = True

@@ -62,7 +62,8 @@ class WebSocketConnection(Connection):
 
     def hung_up(self) -> None:
         """Take what is left, whatever the inbox holds."""
-        self.client.leaving = True
+        if self.line is None or self.line.current:  # else another connection carries the client
+            self.client.leaving = True
 
     def channel_closed(self, code: int, reason: str) -> None:
         """The client is gone."""
