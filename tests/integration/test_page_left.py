@@ -67,7 +67,7 @@ def left(message, context, toolkit):
 
 def babble():
     while True:  # a page always has something that it has not read
-        kernel.broadcast({"type": "babble", "payload": "x" * 2000}, "chat:busy")
+        kernel.broadcast({"type": "babble", "payload": "x" * 500}, "chat:busy", volatile=True)  # nobody is too slow
         gevent.sleep(0.001)
 
 kernel.start()
