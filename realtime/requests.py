@@ -20,6 +20,7 @@ from realtime.message import JSON, Message
 from realtime.presence import PresenceStore
 from realtime.recovery import Replay
 from realtime.rooms import RoomManager
+from realtime.routing import is_allowed
 from realtime.toolkit import Toolkit
 
 __all__ = ["ClientRequests"]
@@ -71,7 +72,7 @@ class ClientRequests:
                 "kernel.rooms.configure(pattern, join=True)",
                 code=ErrorCode.FORBIDDEN,
             )
-        if rule.join is not True and not rule.join(context, room):
+        if rule.join is not True and not is_allowed(rule.join(context, room), "rooms.configure(join=...)"):
             raise Reject(f"you may not join {room!r}", code=ErrorCode.FORBIDDEN)
         since = message.payload.get("since") if isinstance(message.payload, dict) else None
         result: dict[str, Any] = {"room": room, "id": context.id}
@@ -148,7 +149,7 @@ class ClientRequests:
 
     def _update(self, metadata: Any, context: Context, toolkit: Toolkit) -> dict[str, Any]:
         rule = self._presence.update_rule
-        if rule is False or (rule is not True and not rule(context, metadata)):
+        if rule is not True and not (rule and is_allowed(rule(context, metadata), "presence.configure(update=...)")):
             raise Reject("clients may not change this in their presence", code=ErrorCode.FORBIDDEN)
         if isinstance(metadata, dict):
             size, bound = len(JSON.encode({**context.metadata, **metadata})), self._limits.presence_metadata

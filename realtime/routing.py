@@ -11,7 +11,7 @@ from realtime.errors import ConfigurationError
 from realtime.events import ANY, LIFECYCLE, EventTemplate
 from realtime.message import Message
 
-__all__ = ["Handler", "HandlerFunction", "LaneKey", "Route", "Router"]
+__all__ = ["Handler", "HandlerFunction", "LaneKey", "Route", "Router", "check_function", "is_allowed"]
 
 HandlerFunction = Callable[..., Any]
 LaneKey = Callable[..., Hashable]
@@ -70,6 +70,16 @@ def check_function(function: object, expected: int, what: str, parameters: str) 
         return  # a builtin without a signature: take it at its word
     except TypeError:
         raise ConfigurationError(f"{what}: {function!r} must take {parameters}") from None
+
+
+def is_allowed(answer: object, what: str) -> bool:
+    """Return what a rule of the application, such as ``rooms.configure(join=...)``, has decided.
+
+    :raises TypeError: a coroutine or a generator is no decision: it would be true, whatever it would come to.
+    """
+    if answer is not True and (inspect.isawaitable(answer) or inspect.isgenerator(answer)):
+        raise TypeError(f"{what} gave {answer!r}, no answer: it must be a plain function that returns one")
+    return bool(answer)
 
 
 class Router:

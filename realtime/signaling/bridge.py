@@ -6,7 +6,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from inspect import isawaitable, isgenerator
 from typing import Any
 
 import gevent
@@ -18,7 +17,7 @@ from realtime.events import is_reserved
 from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
-from realtime.routing import check_function
+from realtime.routing import check_function, is_allowed
 from realtime.signaling.call_rooms import CallRooms
 from realtime.signaling.calls import Calls
 from realtime.signaling.elsewhere import Elsewhere
@@ -356,13 +355,8 @@ class WebRTCSignalingBridge:
 
     def _ask(self, target_or_room: str, context: Context) -> None:
         """Raise Reject unless the application lets this client go there. Switches where ``authorize`` waits."""
-        if self._authorize is None:
-            return
-        answer = self._authorize(context, target_or_room)
-        if not answer:
+        if self._authorize is not None and not is_allowed(self._authorize(context, target_or_room), "authorize"):
             raise refusal(Reason.FORBIDDEN, f"you may not signal to {target_or_room[:ECHOED]!r}")
-        if answer is not True and (isawaitable(answer) or isgenerator(answer)):  # true, whatever it would come to
-            raise TypeError(f"authorize gave {answer!r}, no answer: it must be a plain function that returns one")
 
     def _refuse(self, refused: Reject, message: Message, context: Context, toolkit: Toolkit) -> None:
         """Tell the sender, and raise again where an ack is to be answered.

@@ -185,3 +185,25 @@ def test_what_no_rule_can_be_is_refused_where_it_is_written(kernel_test: KernelT
         rooms.configure("x", join="yes")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"\(context, metadata\)"):
         presence.configure(update=lambda: True)  # type: ignore[arg-type, misc]
+
+
+def test_a_rule_that_answers_nothing_yet_lets_nobody_pass(kernel_test: KernelTest) -> None:
+    """A coroutine is true, whatever it would come to."""
+    given: list[Any] = []
+
+    async def later() -> bool:
+        return False
+
+    def rule(context: Any, asked: Any) -> Any:
+        given.append(later())
+        return given[-1]
+
+    kernel_test.kernel.rooms.configure("chat:*", join=rule)
+    kernel_test.kernel.presence.configure(update=rule)
+    client = kernel_test.connect()
+    assert ask(client, "system:join", room="chat:tea") == "internal_error"
+    assert ask(client, "system:presence", payload={"metadata": {"role": "admin"}}) == "internal_error"
+    assert kernel_test.kernel.rooms.list() == {}
+    assert kernel_test.kernel.presence.get(client.id)["metadata"] == {}  # type: ignore[index]
+    for one in given:
+        one.close()
