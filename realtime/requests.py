@@ -20,7 +20,7 @@ from realtime.message import JSON, Message
 from realtime.presence import PresenceStore
 from realtime.recovery import Replay
 from realtime.rooms import RoomManager
-from realtime.routing import is_allowed
+from realtime.routing import decided
 from realtime.toolkit import Toolkit
 
 __all__ = ["ClientRequests"]
@@ -72,7 +72,7 @@ class ClientRequests:
                 "kernel.rooms.configure(pattern, join=True)",
                 code=ErrorCode.FORBIDDEN,
             )
-        if rule.join is not True and not is_allowed(rule.join(context, room), "rooms.configure(join=...)"):
+        if rule.join is not True and not decided(rule.join(context, room), "rooms.configure(join=...)"):
             raise Reject(f"you may not join {room!r}", code=ErrorCode.FORBIDDEN)
         since = message.payload.get("since") if isinstance(message.payload, dict) else None
         result: dict[str, Any] = {"room": room, "id": context.id}
@@ -149,7 +149,7 @@ class ClientRequests:
 
     def _update(self, metadata: Any, context: Context, toolkit: Toolkit) -> dict[str, Any]:
         rule = self._presence.update_rule
-        if rule is not True and not (rule and is_allowed(rule(context, metadata), "presence.configure(update=...)")):
+        if rule is not True and not (rule and decided(rule(context, metadata), "presence.configure(update=...)")):
             raise Reject("clients may not change this in their presence", code=ErrorCode.FORBIDDEN)
         if isinstance(metadata, dict):
             size, bound = len(JSON.encode({**context.metadata, **metadata})), self._limits.presence_metadata

@@ -11,7 +11,7 @@ from realtime.errors import ConfigurationError
 from realtime.events import ANY, LIFECYCLE, EventTemplate
 from realtime.message import Message
 
-__all__ = ["Handler", "HandlerFunction", "LaneKey", "Route", "Router", "check_function", "is_allowed"]
+__all__ = ["Handler", "HandlerFunction", "LaneKey", "Route", "Router", "check_function", "decided"]
 
 HandlerFunction = Callable[..., Any]
 LaneKey = Callable[..., Hashable]
@@ -72,14 +72,14 @@ def check_function(function: object, expected: int, what: str, parameters: str) 
         raise ConfigurationError(f"{what}: {function!r} must take {parameters}") from None
 
 
-def is_allowed(answer: object, what: str) -> bool:
-    """Return what a rule of the application, such as ``rooms.configure(join=...)``, has decided.
+def decided(answer: object, what: str) -> Any:
+    """Return the answer of a function of the application that lets clients in, such as ``rooms.configure(join=...)``.
 
-    :raises TypeError: a coroutine or a generator is no decision: it would be true, whatever it would come to.
+    :raises TypeError: a coroutine or a generator is no answer: it would be true, whatever it would come to.
     """
-    if answer is not True and (inspect.isawaitable(answer) or inspect.isgenerator(answer)):
+    if inspect.isawaitable(answer) or inspect.isgenerator(answer):
         raise TypeError(f"{what} gave {answer!r}, no answer: it must be a plain function that returns one")
-    return bool(answer)
+    return answer
 
 
 class Router:

@@ -17,7 +17,7 @@ from realtime.events import is_reserved
 from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
-from realtime.routing import check_function, is_allowed
+from realtime.routing import check_function, decided
 from realtime.signaling.call_rooms import CallRooms
 from realtime.signaling.calls import Calls
 from realtime.signaling.elsewhere import Elsewhere
@@ -355,7 +355,7 @@ class WebRTCSignalingBridge:
 
     def _ask(self, target_or_room: str, context: Context) -> None:
         """Raise Reject unless the application lets this client go there. Switches where ``authorize`` waits."""
-        if self._authorize is not None and not is_allowed(self._authorize(context, target_or_room), "authorize"):
+        if self._authorize is not None and not decided(self._authorize(context, target_or_room), "authorize"):
             raise refusal(Reason.FORBIDDEN, f"you may not signal to {target_or_room[:ECHOED]!r}")
 
     def _refuse(self, refused: Reject, message: Message, context: Context, toolkit: Toolkit) -> None:

@@ -24,7 +24,7 @@ from realtime.protocols.deflate import DeflateOptions
 from realtime.protocols.handshake import Accepted, accept_handshake, check_allowed_origins
 from realtime.protocols.http import Request
 from realtime.protocols.websocket import Role, WebSocketProtocol
-from realtime.routing import check_function
+from realtime.routing import check_function, decided
 from realtime.transports.channel import Channel, ChannelOwner
 from realtime.transports.heartbeat import Heartbeats
 
@@ -162,7 +162,7 @@ class Upgrades:
             return None
         deadline = gevent.Timeout.start_new(self._options.limits.handshake) if interruptible else None
         try:
-            return authenticate(request)
+            return decided(authenticate(request), "authenticate")
         except Reject as reject:
             self.counters["unauthenticated"] += 1
             raise HandshakeError(reject.status, reject.message) from None

@@ -121,6 +121,14 @@ def test_a_refused_client_gets_an_http_answer_and_never_connects(start: Start, e
     assert kernel.stats()["counters"].get("connected", 0) == 0
 
 
+def test_an_authenticate_that_gives_a_coroutine_lets_nobody_in(start: Start) -> None:
+    given = asynchronous(None)
+    kernel, port = start(authenticate=lambda request: given)
+    assert answer_of(port, request("/realtime"))[0].startswith("HTTP/1.1 500 ")
+    assert kernel.stats()["counters"].get("connected", 0) == 0
+    given.close()
+
+
 def test_a_client_that_is_gone_before_it_is_answered_never_connects(start: Start) -> None:
     asked, answer = Event(), Event()
     seen: list[str] = []
