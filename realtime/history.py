@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -23,7 +23,7 @@ from realtime.config import Limits
 from realtime.cursors import Position
 from realtime.errors import BadMessage, RealtimeError
 from realtime.message import CODECS, JSON, MSGPACK, Mark, Outbound, Stamped
-from realtime.room_log import LOG_COST, Entry, RoomLog
+from realtime.room_log import LOG_COST, Entry, RoomLog, Share
 from realtime.room_rules import RoomRule, RoomRules
 
 __all__ = ["Addressed", "History", "kept_message"]
@@ -33,6 +33,8 @@ log = logging.getLogger("realtime.history")
 SYNC_TIMEOUT = 2.0  # seconds that the other nodes have to tell what they keep
 SWEEP = 1.0  # seconds between looks for what has expired
 SHARED_BYTES = 512 * 1024  # bytes of entries in one answer to another node
+MOST_TRIES = 10  # fetchings in a row, while messages go on coming early
+MOST_PARTS = 1000  # answers that one fetching takes, of nodes that share in parts: against one that never ends
 AFTER_OVERFLOW = 0.9  # of Limits.history that is kept where it was full: not to look at all rooms for each message
 
 Addressed = tuple[Outbound, Collection[str]]
@@ -45,6 +47,7 @@ class History:
     :param rules: say which rooms keep a history.
     :param cluster: returns the other nodes.
     :param deliver: delivers to this node's members of a room. May switch.
+    :param lost: tells this node's members of a room, but for some, that messages are missing which nobody has.
     :param has_msgpack: tells whether a client here speaks MessagePack, which carries what JSON cannot.
     """
 
@@ -57,6 +60,7 @@ class History:
         cluster: Callable[[], Cluster],
         deliver: Callable[[str, Outbound, Collection[str]], int],
         has_msgpack: Callable[[], bool],
+        lost: Callable[[str, Collection[str]], None],
     ) -> None:
         self._limits = limits
         self._rules = rules
@@ -64,6 +68,7 @@ class History:
         self._cluster = cluster
         self._deliver = deliver
         self._has_msgpack = has_msgpack
+        self._lost = lost
         self._logs: dict[str, RoomLog] = {}
         self._bytes = 0
         self._current: dict[str, Event | None] = {}
@@ -162,6 +167,7 @@ class History:
                 state.wait(SYNC_TIMEOUT)
                 return
             done = self._current[room] = Event()
+            one.since = time.time()
             try:
                 self.sync(room)
             finally:
@@ -176,6 +182,8 @@ class History:
             one.members.pop(client_id, None)
         if is_empty:
             self._current.pop(room, None)
+            if one is not None:
+                one.settle(self._cluster().node_ids())
 
     def _is_needed(self, room: str) -> bool:
         return room in self._current or room in self._fetching
@@ -256,7 +264,7 @@ class History:
         before = one.position
         taken = self._add(one, entry, time.time())
         if not taken:
-            if one.waits_for:
+            if one.is_incomplete:
                 self._counters["history_gaps"] += 1
                 self._fetch(room)
             return []
@@ -280,13 +288,45 @@ class History:
         one = self.log_of(room)
         if one is None:
             return
-        answers = self._cluster().gather("history", {"room": room, "position": one.position}, SYNC_TIMEOUT)
-        shared = [answer for answer in map(_read_shared, answers) if answer is not None]
-        before, bytes_before = one.position, one.bytes
-        taken = one.merge(shared, time.time())
+        was_current = self.is_current(room)
+        for _ in range(MOST_PARTS):
+            question = {"room": room, "position": one.position}
+            answers = self._cluster().gather("history", question, SYNC_TIMEOUT)
+            told = [answer for answer in map(_read_told, answers) if answer is not None]
+            self._merge(room, one, [answer.share for answer in told])
+            if not any(answer.share.more for answer in told):
+                break
+        owners = {name: answer.node for answer in told for name in answer.names}
+        one.answered(owners)
+        if not was_current:  # else all that was sent has come here, whoever is still there
+            complete = {
+                origin
+                for answer in told
+                for origin in answer.share.position
+                if answer.current and origin not in answer.doubts
+            }
+            complete.update(owners)
+            one.judge(complete, {origin: since for answer in told for origin, since in answer.doubts.items()})
+
+    def _merge(self, room: str, one: RoomLog, shares: Sequence[Share]) -> None:
+        """Take what others share, and deliver what is new to the members here."""
+        before, bytes_before, early = one.position, one.bytes, one.early
+        gaps = one.gaps
+        taken = one.merge(shares, time.time())
         self._bytes += one.bytes - bytes_before
-        for message, except_ids in self._deliveries(room, one, taken, before):
-            self._deliver(room, message, except_ids)
+        known = frozenset(before)
+        late = {
+            (entry.origin, entry.sequence)
+            for entry in (taken if self.is_current(room) else ())
+            if entry.origin not in known and entry.at < one.since and entry.sequence not in early.get(entry.origin, ())
+        }
+        one.met(origin for origin, _ in late)
+        if one.gaps > gaps and one.recover and self.is_current(room):
+            self._counters["history_lost"] += 1
+            self._lost(room, self._held.get(room, ()))
+        for entry, (message, except_ids) in zip(taken, self._deliveries(room, one, taken, before), strict=True):
+            if (entry.origin, entry.sequence) not in late:
+                self._deliver(room, message, except_ids)
 
     def _fetch(self, room: str) -> None:
         """Fetch what is missing, in a greenlet of its own."""
@@ -295,7 +335,11 @@ class History:
 
     def _fetch_missing(self, room: str) -> None:
         try:
-            self.sync(room)
+            one = self._logs.get(room)
+            tries = 0
+            while one is not None and one.is_incomplete and tries < MOST_TRIES:
+                self.sync(room)
+                tries += 1
         except RealtimeError as error:
             log.warning("what is missing of room %r cannot be fetched: %s", room, error)
         finally:
@@ -310,8 +354,28 @@ class History:
         if one is None:
             return None
         assert position is not None
-        entries, latest = one.share(position, SHARED_BYTES, time.time())
-        return {"entries": [list(_fields(entry)) for entry in entries], "position": latest}
+        share = one.share(position, SHARED_BYTES, time.time())
+        return {
+            "entries": [list(_fields(entry)) for entry in share.entries],
+            "position": share.position,
+            "more": share.more,
+            "node": self._cluster().node_id,
+            "names": list(one.names),
+            "doubts": one.doubts,
+            "current": self.is_current(room),
+        }
+
+
+class _Told(NamedTuple):
+    """What another node tells of a room."""
+
+    share: Share
+    node: str
+    names: Collection[str]
+    """The origins that are that node."""
+    doubts: Mapping[str, str]
+    current: bool
+    """It has got everything that was sent to the room for as long as it says so."""
 
 
 def kept_message(one: RoomLog, entry: Entry, position: Position) -> Outbound:
@@ -360,8 +424,8 @@ def _is_position(value: object) -> bool:
     return isinstance(value, dict) and all(type(key) is str and type(item) is int for key, item in value.items())
 
 
-def _read_shared(answer: Any) -> tuple[list[Entry], Position] | None:
-    """Return what another node shares; None if it has nothing, or said what makes no sense."""
+def _read_told(answer: Any) -> _Told | None:
+    """Return what another node tells; None if it has nothing, or said what makes no sense."""
     if not isinstance(answer, dict) or not _is_position(answer.get("position")):
         return None
     try:
@@ -369,7 +433,10 @@ def _read_shared(answer: Any) -> tuple[list[Entry], Position] | None:
             Entry(str(origin), int(sequence), float(at), str(codec), bytes(body), tuple(map(str, except_ids)))
             for origin, sequence, at, codec, body, except_ids in answer["entries"]
         ]
+        node, names, doubts = str(answer["node"]), [*map(str, answer["names"])], dict(answer["doubts"])
     except (KeyError, TypeError, ValueError):
         log.warning("a node shares a history that cannot be read")
         return None
-    return [entry for entry in entries if entry.codec in CODECS], answer["position"]
+    entries = [entry for entry in entries if entry.codec in CODECS]
+    share = Share(entries, answer["position"], more=answer.get("more") is True and bool(entries))
+    return _Told(share, node, names, doubts, current=answer.get("current") is True)

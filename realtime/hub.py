@@ -109,6 +109,7 @@ class Hub:
             cluster=lambda: self.cluster,
             deliver=lambda room, message, skip: self.deliver_to(self.rooms.each_member(room), message, skip),
             has_msgpack=lambda: MSGPACK in self._codecs,
+            lost=self._send_back,
         )
         self.sessions = Sessions(self)
         self._user = user
@@ -329,6 +330,13 @@ class Hub:
         self.cluster.client_moved(connection.id)
         for tell in self.on_moved:
             tell(connection.context)
+
+    def _send_back(self, room: str, skip: Collection[str]) -> None:
+        """Messages of a room are lost: have its members here join again, to be told so where they are missing."""
+        for client_id in tuple(self.rooms.each_member(room)):
+            connection = self.connections.get(client_id)
+            if connection is not None and client_id not in skip:
+                self.close(connection, CloseCode.REPLACED, "messages were lost between nodes: join your rooms again")
 
     def rewire(self, connection: Connection, wire: Wire) -> None:
         """A client has come back by a connection that may speak another codec."""

@@ -8,18 +8,19 @@ sequence; one that comes too early waits until what is missing before it was fet
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
 from realtime.cursors import MOST_ORIGINS, Position, new_origin, room_tag, write_cursor
 
-__all__ = ["Entry", "Missed", "RoomLog"]
+__all__ = ["Entry", "Missed", "RoomLog", "Share"]
 
 ENTRY_COST = 200  # bytes that an entry counts for beside its body: objects take memory as well
 ID_COST = 90  # bytes of one client id that is left out
 LOG_COST = 2000  # bytes that a log counts for, however little it holds
-MOST_EARLY = 1000  # messages that wait for what is missing before them
+MOST_EARLY = 1000  # messages that wait for what is missing before them; and no more bytes than are kept
+NOBODY_TELLS = "a node ended without a word: what it sent last may be lost"
 
 
 class Entry(Struct, gc=False, frozen=True, array_like=True):
@@ -46,6 +47,15 @@ class Missed(Struct, gc=False, frozen=True):
     reason: str | None = None
 
 
+class Share(Struct, gc=False, frozen=True):
+    """What a node tells another of its log."""
+
+    entries: Sequence[Entry]
+    position: Position
+    """How far it is; where there is more, how far these entries go."""
+    more: bool = False
+
+
 class RoomLog:
     """One room's.
 
@@ -57,20 +67,29 @@ class RoomLog:
     """
 
     __slots__ = (
+        "_doubts",
         "_early",
+        "_early_bytes",
         "_floors",
+        "_former",
+        "_heard",
+        "_met",
         "_most",
         "_most_bytes",
+        "_owners",
         "_parts",
         "_position",
+        "_settled",
         "_ttl",
         "bytes",
         "count",
         "entries",
+        "gaps",
         "members",
         "origin",
         "recover",
         "room",
+        "since",
         "tag",
         "used_at",
     )
@@ -88,6 +107,8 @@ class RoomLog:
         self.members: dict[str, int] = {}
         """Of each client that was put into the room without a cursor: the count then."""
         self.used_at = now
+        self.since = now
+        """When the members who are here began to come: what was published before is none of their business."""
         self._most = most
         self._most_bytes = most_bytes
         self._ttl = ttl
@@ -96,6 +117,15 @@ class RoomLog:
         self._parts: dict[str, str] = {}  # of the cursor, one for each origin
         self._floors: dict[str, int] = {}  # the first sequence from which all are kept
         self._early: dict[str, dict[int, Entry]] = {}
+        self._early_bytes = 0
+        self._heard: Position = {}  # the last that came early
+        self.gaps = 0
+        """Times that something was missing which nobody had any more."""
+        self._former: set[str] = set()  # what this node called itself before
+        self._owners: dict[str, str] = {}  # nodes, as far as they told
+        self._settled: set[str] = set()  # origins that ended while all they sent came here
+        self._doubts: dict[str, str] = {}  # origins that may have sent more, and what this node calls itself since
+        self._met: set[str] = set()  # origins that were met when members were here, and had said something before
         self._skip_to(self.origin, 0)
 
     # What comes in -------------------------------------------------------------------------------------
@@ -114,16 +144,22 @@ class RoomLog:
         if missing < 0:
             return []  # it came before
         if missing > 0:
-            early = self._early.setdefault(entry.origin, {})
-            early[entry.sequence] = entry
-            if len(early) <= MOST_EARLY:
-                return []
-            return self.give_up(entry.origin, now)
+            self._keep_early(entry)
+            return []
         fresh = [entry]
         self._append(entry, now)
         if self._early:
             fresh += self._take_early(entry.origin, now)
         return fresh
+
+    def _keep_early(self, entry: Entry) -> None:
+        """Keep what waits for what is missing before it; what is too much comes with that once more."""
+        early = self._early.setdefault(entry.origin, {})
+        self._heard[entry.origin] = max(entry.sequence, self._heard.get(entry.origin, 0))
+        fits = len(early) < MOST_EARLY and self._early_bytes + entry.cost <= self._most_bytes
+        if fits and entry.sequence not in early:
+            early[entry.sequence] = entry
+            self._early_bytes += entry.cost
 
     def _append(self, entry: Entry, now: float) -> None:
         origin = entry.origin
@@ -149,27 +185,27 @@ class RoomLog:
             entry = early.pop(self._position[origin] + 1, None)
             if entry is None:
                 break
+            self._early_bytes -= entry.cost
             self._append(entry, now)
             taken.append(entry)
         if early is not None:
             for sequence in [sequence for sequence in early if sequence <= self._position.get(origin, 0)]:
-                del early[sequence]
+                self._early_bytes -= early.pop(sequence).cost
             if not early:
                 del self._early[origin]
         return taken
 
     @property
-    def waits_for(self) -> Position:
-        """By origin: up to which sequence messages are missing."""
-        return {origin: min(early) - 1 for origin, early in self._early.items() if early}
+    def early(self) -> dict[str, set[int]]:
+        """By origin: the sequences that wait for what is missing before them."""
+        return {origin: set(early) for origin, early in self._early.items()}
 
-    def give_up(self, origin: str, now: float) -> list[Entry]:
-        """Do without what is missing of an origin; return what may be delivered now."""
-        early = self._early.get(origin)
-        if not early:
-            return []
-        self._skip_to(origin, min(early) - 1)
-        return self._take_early(origin, now)
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether messages have been heard of that did not come."""
+        for origin in [origin for origin, heard in self._heard.items() if heard < self.next_sequence(origin)]:
+            del self._heard[origin]
+        return bool(self._heard)
 
     def _skip_to(self, origin: str, sequence: int) -> None:
         """What an origin sent up to ``sequence`` is not kept here."""
@@ -186,8 +222,11 @@ class RoomLog:
         latest = {entry.origin: number for number, entry in enumerate(self.entries)}
         others = (origin for origin in self._position if origin != self.origin)
         origin = min(others, key=lambda origin: latest.get(origin, -1))
-        for kept in (self._position, self._floors, self._parts, self._early):
+        self._early_bytes -= sum(entry.cost for entry in self._early.get(origin, {}).values())
+        for kept in (self._position, self._floors, self._parts, self._early, self._heard, self._doubts, self._owners):
             kept.pop(origin, None)
+        for named in (self._former, self._met, self._settled):
+            named.discard(origin)
         self.entries = deque(entry for entry in self.entries if entry.origin != origin)
         self.bytes = sum(entry.cost for entry in self.entries)
 
@@ -236,10 +275,14 @@ class RoomLog:
         unknown = [origin for origin in position if origin not in self._position]
         if unknown:
             return Missed((), "the server was restarted since, or kept nothing of this room for too long")
+        if any(since not in position for since in self._doubts.values()):
+            return Missed((), NOBODY_TELLS)
+        if not self._met <= position.keys():
+            return Missed((), "nodes have met since, and what they said before goes to nobody")
         for origin, latest in self._position.items():
             seen = position.get(origin, 0)
             if seen > latest:
-                return Missed((), "a node ended without a word: what it sent last may be lost")
+                return Missed((), NOBODY_TELLS)
             if seen + 1 < self._floors[origin]:
                 return Missed((), "more was missed than the room keeps")
         entries = [entry for entry in self.entries if entry.sequence > position.get(entry.origin, 0)]
@@ -263,58 +306,118 @@ class RoomLog:
 
     # Between nodes --------------------------------------------------------------------------------------
 
-    def share(self, position: Position, most_bytes: int, now: float) -> tuple[list[Entry], Position]:
-        """Return what another node's log at ``position`` lacks, and how far this one is.
-
-        The newest are preferred where not all fit into ``most_bytes``: what is left out counts as not kept.
-        """
+    def share(self, position: Position, most_bytes: int, now: float) -> Share:
+        """Return what another node's log at ``position`` lacks: the first of it where not all fit in ``most_bytes``."""
         self.expire(now)
-        chosen: list[Entry] = []
         left = most_bytes
-        for entry in reversed(self.entries):
-            if entry.sequence <= position.get(entry.origin, 0):
-                continue
-            left -= entry.cost
-            if left < 0:
-                break
-            chosen.append(entry)
-        chosen.reverse()
-        return chosen, self.position
+        chosen: list[Entry] = []
+        before = {origin: floor - 1 for origin, floor in self._floors.items()}
+        for entry in self.entries:
+            if entry.sequence > position.get(entry.origin, 0):
+                left -= entry.cost
+                if left < 0 and chosen:
+                    return Share(chosen, before, more=True)
+                chosen.append(entry)
+            before[entry.origin] = entry.sequence
+        return Share(chosen, self.position)
 
-    def merge(self, shared: Iterable[tuple[Sequence[Entry], Position]], now: float) -> list[Entry]:
+    def merge(self, shares: Sequence[Share], now: float) -> list[Entry]:
         """Take what other nodes share; return what may be delivered now.
 
         Each origin's are taken in sequence, and the origins in the order of time. A sequence that nobody has any
-        more is skipped: who needs it is told that more was missed than the room keeps.
+        more is skipped: who needs it is told that more was missed than the room keeps. Of a share that is not all,
+        nothing is concluded from what it lacks.
         """
-        answers = list(shared)
+        ends = _ends(shares)
         found: dict[str, dict[int, Entry]] = {}
         latest: Position = {}
-        for entries, position in answers:
-            for entry in entries:
+        for share in shares:
+            for entry in share.entries:
                 found.setdefault(entry.origin, {})[entry.sequence] = entry
-            for origin, sequence in position.items():
+            for origin, sequence in share.position.items():
                 latest[origin] = max(latest.get(origin, 0), sequence)
-        for origin, early in self._early.items():
-            found.setdefault(origin, {}).update(early)
-        self._early.clear()
-        fresh = [
-            entry
-            for origin, entries in found.items()
-            for sequence, entry in entries.items()
-            if sequence > self._position.get(origin, 0)
-        ]
+        early, self._early, self._early_bytes = self._early, {}, 0
+        for origin, entries in early.items():
+            found.setdefault(origin, {}).update(entries)
+        fresh = []
+        for origin, entries in found.items():
+            for sequence, entry in entries.items():
+                if sequence > ends.get(origin, sequence):
+                    self._keep_early(entry)
+                elif sequence > self._position.get(origin, 0):
+                    fresh.append(entry)
         fresh.sort(key=lambda entry: entry.at)
         fresh = _in_sequence(fresh)
-        taken = []
         for entry in fresh:
             if entry.sequence > self.next_sequence(entry.origin):
-                self._skip_to(entry.origin, entry.sequence - 1)
+                self._do_without(entry.origin, entry.sequence - 1)
             self._append(entry, now)
-            taken.append(entry)
         for origin, sequence in latest.items():
-            self._skip_to(origin, sequence)
-        return taken
+            self._do_without(origin, min(sequence, ends.get(origin, sequence)))
+        return fresh
+
+    def _do_without(self, origin: str, sequence: int) -> None:
+        """Nobody has what is missing up to there."""
+        if origin in self._position and sequence > self._position[origin]:
+            self.gaps += 1
+        self._skip_to(origin, sequence)
+
+    # Origins that have ended ----------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Collection[str]:
+        """What this node calls itself here, and did before."""
+        return (self.origin, *self._former)
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """Origins that may have sent what nobody has, and an origin that whoever knows of it has in its cursor."""
+        return dict(self._doubts)
+
+    def answered(self, owners: Mapping[str, str]) -> None:
+        """Nodes have just told what they have: by origin, who each of theirs is."""
+        for origin, node in owners.items():
+            if origin in self._position:
+                self._owners[origin] = node
+                self._doubts.pop(origin, None)
+                self._settled.discard(origin)
+
+    def settle(self, nodes: Collection[str]) -> None:
+        """From now on messages do not come here. Of origins that are none of these nodes', all have come."""
+        for origin in self._position:
+            owner = self._owners.get(origin)
+            if not nodes or (owner is not None and owner not in nodes):
+                self._settled.add(origin)
+
+    def judge(self, complete: Collection[str], doubts: Mapping[str, str]) -> None:
+        """Doubt that all of an origin came here which no node that has been asked answers for.
+
+        :param complete: origins of nodes that answer, and those of which one that answers has got everything.
+        :param doubts: of the nodes that answer.
+        """
+        known = {*self.names, *complete, *self._settled, *self._doubts}
+        lost = [origin for origin in self._position if origin not in known]
+        told = {origin: doubts[origin] for origin in lost if doubts.get(origin) in self._position}
+        self._doubts.update(told)
+        if len(told) < len(lost):
+            self._former.add(self.origin)
+            self.origin = new_origin()
+            self._skip_to(self.origin, 0)
+            self._doubts.update((origin, self.origin) for origin in lost if origin not in told)
+
+    def met(self, origins: Iterable[str]) -> None:
+        """What these had said before members came here goes to none of those."""
+        self._met.update(origins)
+
+
+def _ends(shares: Iterable[Share]) -> Position:
+    """Return, by origin, how far it goes that somebody shares only the first part of."""
+    ends: Position = {}
+    for share in shares:
+        if share.more:
+            for origin, sequence in share.position.items():
+                ends[origin] = min(ends.get(origin, sequence), sequence)
+    return ends
 
 
 def _in_sequence(entries: list[Entry]) -> list[Entry]:

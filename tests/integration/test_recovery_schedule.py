@@ -111,6 +111,8 @@ class Listener:
         self.client: Client
         self.heard: list[int | dict[str, Any]] = []
         self.left: list[Any] = []
+        self.story: list[str] = []
+        """What happened to it, for a failure to tell."""
         self._options = options
 
     @contextmanager
@@ -121,12 +123,17 @@ class Listener:
             self.client.on("number", lambda message: self.heard.append(message.payload))
             self.client.on("client:recovered", lambda message: self.heard.append(message.payload))
             self.client.on("client:left", lambda message: self.left.append(message.payload))
+            self.client.on("client:state", lambda message: self.note(message.payload))
+            self.client.on("client:recovered", lambda message: self.note(message.payload))
             beside(self.client.connect, retry=True)
             try:
                 beside(self.client.join, ROOM)
                 yield self
             finally:
                 beside(self.client.close)
+
+    def note(self, what: Any) -> None:
+        self.story.append(f"{time.monotonic():.3f} after {self.last}: {what}")
 
     @property
     def last(self) -> int:
@@ -141,13 +148,14 @@ class Listener:
         """Everything that is sure came once and in order, or its loss was told where it is."""
         assert self.left == []
         last, excused = -1, False
-        for one in self.heard:
+        for place, one in enumerate(self.heard):
             if isinstance(one, dict):
                 excused = excused or not one["recovered"]
                 continue
-            assert one > last, f"{one} after {last}"
+            assert one > last, f"{one} comes late: {self.heard[max(0, place - 5) : place + 5]}"
             missing = sure.intersection(range(last + 1, one))
-            assert excused or not missing, f"between {last} and {one}: {sorted(missing)[:20]} are missing, untold"
+            around = self.heard[max(0, place - 5) : place + 5]
+            assert excused or not missing, f"{len(missing)} numbers before {one} are missing, untold: {around}"
             last, excused = one, False
 
 
@@ -160,6 +168,10 @@ class Schedule:
         self.kills = 0
         self.sure: set[int] = set()
         self.published = 0
+        self.story: list[str] = []
+
+    def note(self, what: str) -> None:
+        self.story.append(f"{time.monotonic():.3f} published {self.published}: {what}")
 
     def start(self, stack: ExitStack) -> None:
         first, second = self.nodes
@@ -184,12 +196,16 @@ class Schedule:
                 if client is not None:
                     beside(client.close)
                 client = self._speaker()
+                self.note(f"published by {client.url}")
             first = self.published
             self.published = first + BATCH
             try:
                 if beside(client.call, "publish", [first, first + BATCH], room=ROOM, timeout=PATIENCE):
                     self.sure.update(range(first, first + BATCH))
-            except RealtimeError:
+                else:
+                    self.note(f"{first}... is not confirmed")
+            except RealtimeError as error:
+                self.note(f"{first}... failed: {error}")
                 beside(client.close)
                 client = None
             gevent.sleep(self.random.uniform(0, 0.02))
@@ -222,6 +238,7 @@ class Schedule:
             what = self.random.random()
             if what < 0.4:
                 listener.node = self.random.choice(self.nodes)
+            listener.note(f"cut: {what:.2f}, then {listener.node.url}")
             if what < 0.15:
                 listener.proxy.fall_silent()
             else:
@@ -230,12 +247,14 @@ class Schedule:
     def _kill_a_node(self, listeners: list[Listener]) -> None:
         node, other = self.random.sample(self.nodes, 2)
         self.kills += 1
+        self.note(f"{node.url} is killed")
         node.kill()
         if self.random.random() < 0.5:
             for listener in listeners:
                 listener.node = other
         gevent.sleep(self.random.uniform(0, 1.0))
         beside(node.start, f"127.0.0.1:{other.mesh_port}")
+        self.note(f"{node.url} is back")
         if self.random.random() < 0.7:
             self.meet(node)
 
@@ -286,4 +305,5 @@ def test_whatever_happens_nothing_is_missing_untold(seed: int, tmp_path: Path) -
                 if history == LONG:
                     assert len(listener.refusals) <= 2 * schedule.kills, listener.refusals
             except AssertionError as error:
-                raise AssertionError(f"seed {seed}, {listener.label}, {schedule.kills} kills: {error}") from None
+                story = "\n".join(sorted([*schedule.story, *listener.story]))
+                raise AssertionError(f"seed {seed}, {listener.label}: {error}\n{story}") from None

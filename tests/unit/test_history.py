@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -13,7 +14,7 @@ from realtime import ConfigurationError, Limits, RealtimeKernel
 from realtime.cluster import Alone
 from realtime.cluster_node import LocalNode
 from realtime.config import KiB
-from realtime.errors import Reject
+from realtime.errors import ConnectionClosed, Reject
 from realtime.message import Mark, Outbound
 from realtime.testing import KernelTest
 from realtime.testing.peers import wait_until
@@ -402,6 +403,7 @@ class OtherNodes(Alone):
 
     def __init__(self) -> None:
         self.answer: Any = None
+        self.next: Callable[[], Any] = lambda: self.answer
         self.asked: list[Mapping[str, Any]] = []
         self.answering = gevent.event.Event()
         self.answering.set()
@@ -409,7 +411,7 @@ class OtherNodes(Alone):
     def gather(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Sequence[Any]:
         self.asked.append(arguments)
         self.answering.wait(timeout)
-        return [self.answer]
+        return [self.next()]
 
 
 @pytest.fixture
@@ -425,12 +427,15 @@ def arrive(kernel: RealtimeKernel, sequence: int, origin: str = "0123abcd", exce
     return LocalNode(kernel.hub).deliver_to_room("chat:tea", message, except_ids)
 
 
-def shared(*sequences: int, latest: int | None = None, origin: str = "0123abcd") -> dict[str, Any]:
+def shared(
+    *sequences: int, latest: int | None = None, origin: str = "0123abcd", at: float = 1e10, more: bool = False
+) -> dict[str, Any]:
     entries = [
-        [origin, number, 1e10 + number, "json", b'{"type":"said","payload":%d,"timestamp":1}' % number, []]
+        [origin, number, at + number, "json", b'{"type":"said","payload":%d,"timestamp":1}' % number, []]
         for number in sequences
     ]
-    return {"entries": entries, "position": {origin: latest or max(sequences, default=0)}}
+    about = {"node": "other", "names": [origin], "doubts": {}, "current": False, "more": more}
+    return {"entries": entries, "position": {origin: latest or max(sequences, default=0)}, **about}
 
 
 def test_a_message_lost_between_nodes_is_fetched_and_comes_in_its_place(
@@ -449,15 +454,82 @@ def test_a_message_lost_between_nodes_is_fetched_and_comes_in_its_place(
     assert kernel.stats()["counters"]["history_gaps"] == 1
 
 
-def test_what_nobody_has_any_more_is_done_without(
+def test_members_are_sent_back_where_nobody_has_what_is_missing(
     kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
 ) -> None:
     ada = kernel_test.connect()
     cursor = join(ada)["cursor"]
     assert arrive(kernel, 1) == 1
     assert arrive(kernel, 4) == 0
-    assert heard(ada, 2) == [1, 4]
+    assert heard(ada, 1) == [1]
+    with pytest.raises(ConnectionClosed, match="lost between nodes"):
+        ada.receive()
+    back = kernel_test.connect()
+    result = join(back, cursor)
+    assert (result["recovered"], result["reason"]) == (False, "more was missed than the room keeps")
+    assert arrive(kernel, 5) == 1
+    assert heard(back, 1) == [5]
+    assert kernel.stats()["counters"]["history_lost"] == 1
+
+
+def test_what_one_answer_does_not_hold_comes_with_the_next(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    parts = iter([shared(1, 2, more=True), shared(3, 4, more=True), shared(5, latest=5)])
+    others.next = lambda: next(parts)
+    cursor = join(kernel_test.connect())["cursor"]
+    assert cursor.partition(".")[2].endswith("0123abcd5")
+    assert [asked["position"].get("0123abcd") for asked in others.asked] == [None, 2, 4]
+
+
+def test_a_node_that_went_while_nobody_was_here_may_have_taken_messages_with_it(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    ada, ben = kernel_test.connect(), kernel_test.connect()
+    others.answer = shared(1, 2)
+    others.node_ids = lambda: ["other"]  # type: ignore[method-assign]
+    cursor = join(ada)["cursor"]
+    ada.call("system:leave", room="chat:tea")
+    others.answer = None  # it is gone, and with it what it said meanwhile
+    result = join(ada, cursor)
+    assert (result["recovered"], "ended without a word" in result["reason"]) == (False, True)
+    result = join(ben, result["cursor"])
+    assert (result["recovered"], result["replayed"]) == (True, 0)
+    kernel.broadcast({"type": "said", "payload": 3}, "chat:tea")
+    for client in (ada, ben):
+        message = client.receive()
+        assert message["payload"] == 3
+        client.kill()
+    result = join(kernel_test.connect(), message["cursor"])
+    assert result["recovered"] is True
+
+
+def test_members_of_a_node_that_goes_while_they_are_here_have_missed_nothing(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    ada = kernel_test.connect()
+    others.answer = shared(1, 2)
+    cursor = join(ada)["cursor"]
+    others.answer = None
+    ada.call("system:leave", room="chat:tea")  # it was gone by then: all it ever said is here
+    assert join(ada, cursor)["recovered"] is True
+
+
+def test_members_are_not_told_what_was_said_elsewhere_before_they_came(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    ada = kernel_test.connect()
+    cursor = join(ada)["cursor"]
+    past = [*range(1, 4)]
+    others.answer = shared(*past, at=time.time() - 50)  # of a node that is met only now
+    others.answer["entries"] += shared(4)["entries"]
+    others.answer["position"] = {"0123abcd": 4}
+    assert arrive(kernel, 5) == 0
+    assert heard(ada, 2) == [4, 5]
+    page = ada.call("system:history", room="chat:tea")
+    assert [message["payload"] for message in page["messages"]] == [1, 2, 3, 4, 5]
     assert join(kernel_test.connect(), cursor)["recovered"] is False
+    assert join(kernel_test.connect(), page["messages"][-2]["cursor"])["recovered"] is True
 
 
 @pytest.mark.parametrize(
@@ -466,6 +538,8 @@ def test_what_nobody_has_any_more_is_done_without(
         None, 7, {}, {"entries": 3, "position": {}}, {"entries": [[1]], "position": {}},
         {"entries": [], "position": {"a": "b"}},
         {"entries": [["o", 1, 0.0, "xml", b"<a/>", []]], "position": {}},
+        {"entries": [], "position": {}, "node": "n", "names": ["o"], "doubts": 7},
+        {"entries": [], "position": {}, "node": "n", "names": None, "doubts": {}},
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_passed_over(

@@ -137,22 +137,26 @@ def test_a_message_that_is_early_waits_for_those_before_it_and_doubles_are_dropp
     log = log_of()
     assert texts(log.add(entry("a", 1), 0.0)) == ["a1"]
     assert log.add(entry("a", 3), 0.0) == []
-    assert log.waits_for == {"a": 2}
+    assert log.is_incomplete
     assert log.add(entry("a", 1), 0.0) == []
     assert texts(log.add(entry("b", 1), 0.0)) == ["b1"]
     assert texts(log.add(entry("a", 2), 0.0)) == ["a2", "a3"]
-    assert log.waits_for == {}
+    assert not log.is_incomplete
     assert texts(log.entries) == ["a1", "b1", "a2", "a3"]
 
 
-def test_too_many_early_ones_are_taken_without_what_is_missing() -> None:
-    log = log_of(most=5000)
-    before = {**position_of(log), "a": 0}
+def test_too_many_early_ones_are_fetched_with_what_is_missing() -> None:
+    ann, bob = log_of(most=5000), log_of(most=5000)
+    for sequence in range(1, 2010):
+        ann.add(entry("a", sequence), 0.0)
+    for sequence in range(2, 2010):
+        assert bob.add(entry("a", sequence), 0.0) == []
+    assert len(bob.early["a"]) == 1000
     taken: list[Entry] = []
-    for sequence in range(2, 1010):
-        taken += log.add(entry("a", sequence), 0.0)
-    assert texts(taken) == [f"a{sequence}" for sequence in range(2, 1010)]
-    assert log.missed(before, 0.0).reason is not None
+    while bob.is_incomplete:
+        taken += bob.merge([ann.share(bob.position, 100_000, 0.0)], 0.0)
+    assert texts(taken) == [f"a{sequence}" for sequence in range(1, 2010)]
+    assert (bob.gaps, bob.early, bob._early_bytes) == (0, {}, 0)
 
 
 def test_what_one_node_shares_completes_another_s_log() -> None:
@@ -169,15 +173,108 @@ def test_what_one_node_shares_completes_another_s_log() -> None:
     assert texts(bob.missed(ann.position, 5.0).entries) == ["bob"]
 
 
-def test_a_share_that_is_too_large_says_that_the_rest_is_lost() -> None:
+def test_a_share_that_is_too_large_comes_in_parts_and_nothing_is_lost() -> None:
     ann, bob = log_of(), log_of()
     start = ann.position
     for number in range(10):
-        say(ann, str(number))
-    taken = bob.merge([ann.share(bob.position, 3 * 201, 0.0)], 0.0)
-    assert texts(taken) == ["7", "8", "9"]
-    assert bob.missed(start, 0.0).reason is not None
-    assert texts(bob.missed({ann.origin: 8}, 0.0).entries) == ["8", "9"]
+        say(ann, str(number), at=number)
+        ann.add(entry("cat", number + 1, at=number + 0.5), 0.0)
+    taken: list[str] = []
+    parts = 0
+    while True:
+        parts += 1
+        share = ann.share(bob.position, 3 * 210, 0.0)
+        taken += texts(bob.merge([share], 0.0))
+        if not share.more:
+            break
+    assert taken == texts(ann.entries)
+    assert parts > 5
+    assert bob.position == {**ann.position, bob.origin: 0}
+    assert texts(bob.missed(start, 0.0).entries) == texts(ann.entries)
+
+
+def test_a_part_of_a_share_says_nothing_of_what_another_node_has() -> None:
+    ann, bob, cat = log_of(), log_of(), log_of()
+    for number in range(1, 11):
+        ann.add(entry("x", number), 0.0)
+    cat.merge([ann.share(cat.position, 10_000, 0.0)], 0.0)
+    cat.add(entry("x", 12), 0.0)
+    cat.add(entry("x", 11), 0.0)
+    part = ann.share(bob.position, 3 * 210, 0.0)
+    assert part.more
+    everything = cat.share(bob.position, 10_000, 0.0)
+    bob.add(entry("x", 12), 0.0)  # early
+    taken = bob.merge([part, everything], 0.0)
+    taken += bob.merge([ann.share(bob.position, 10_000, 0.0), cat.share(bob.position, 10_000, 0.0)], 0.0)
+    assert texts(taken) == [f"x{number}" for number in range(1, 13)]
+    assert bob.missed({"x": 0}, 0.0).reason is None
+
+
+def test_early_ones_take_no_more_bytes_than_a_room_may_keep() -> None:
+    log = log_of(most_bytes=10 * 202)
+    before = {**log.position, "a": 0}
+    for sequence in range(2, 30):
+        assert log.add(entry("a", sequence), 0.0) == []
+    assert log._early_bytes <= 10 * 202
+    taken = log.merge([], 0.0)  # nobody has what is missing, nor what did not fit
+    assert texts(taken) == [f"a{sequence}" for sequence in range(2, 2 + len(taken))]
+    assert 8 < len(taken) <= 10
+    assert log.missed(before, 0.0).reason is not None
+    assert log._early_bytes == 0
+
+
+def test_of_an_origin_nobody_answers_for_more_may_be_lost_than_came_here() -> None:
+    ann, bob, cat = log_of(), log_of(), log_of()
+    say(ann, "known")
+    bob.merge([ann.share(bob.position, 10_000, 0.0)], 0.0)
+    bob.answered({ann.origin: "ann"})
+    before = position_of(bob)
+    assert bob.missed(before, 0.0).reason is None
+    bob.judge([], {})  # ann is gone, and who knows what it said last
+    assert "ended without a word" in (bob.missed(before, 0.0).reason or "")
+    told = position_of(bob)
+    say(bob, "later")
+    assert texts(bob.missed(told, 0.0).entries) == ["later"]
+    bob.judge([], {})
+    assert texts(bob.missed(told, 0.0).entries) == ["later"]
+    # a third node takes over what is doubted: who was told once is not told again
+    cat.merge([bob.share(cat.position, 10_000, 0.0)], 0.0)
+    cat.answered(dict.fromkeys(bob.names, "bob"))
+    cat.judge(bob.names, bob.doubts)
+    assert texts(cat.missed(told, 0.0).entries) == ["later"]
+    assert cat.missed(before, 0.0).reason is not None
+    # and it was alive after all
+    say(ann, "more")
+    bob.merge([ann.share(bob.position, 10_000, 0.0)], 0.0)
+    bob.answered({ann.origin: "ann"})
+    assert texts(bob.missed(before, 0.0).entries) == ["later", "more"]
+
+
+def test_an_origin_that_ended_while_all_came_here_is_not_doubted() -> None:
+    ann, bob, cat = log_of(), log_of(), log_of()
+    say(ann)
+    say(cat)
+    bob.merge([other.share(bob.position, 10_000, 0.0) for other in (ann, cat)], 0.0)
+    bob.answered({ann.origin: "ann", cat.origin: "cat"})
+    before = position_of(bob)
+    bob.settle(["cat"])
+    bob.judge([cat.origin], {})
+    assert bob.missed(before, 0.0).reason is None
+    bob.judge([], {})
+    assert bob.missed(before, 0.0).reason is not None
+
+
+def test_who_was_here_before_an_origin_was_met_does_not_recover_what_that_had_said() -> None:
+    ann, bob = log_of(), log_of()
+    say(ann, "old")
+    before = position_of(bob)
+    bob.merge([ann.share(bob.position, 10_000, 0.0)], 0.0)
+    bob.met([ann.origin])
+    assert "nodes have met" in (bob.missed(before, 0.0).reason or "")
+    after = position_of(bob)
+    say(ann, "new")
+    bob.merge([ann.share(bob.position, 10_000, 0.0)], 0.0)
+    assert texts(bob.missed(after, 0.0).entries) == ["new"]
 
 
 def test_clocks_that_were_set_back_do_not_change_an_origin_s_order() -> None:
