@@ -103,8 +103,7 @@ class ClusterConformance(LivePresenceConformance):
             wait_until(lambda: all(node.kernel.rooms.members("tea") == [first.id] for node in nodes))
             entry = nodes[2].kernel.presence.get(first.id)
             first.kill()
-            nodes[2].kernel.broadcast({"type": "news", "payload": 1}, "tea")
-            wait_until(lambda: nodes[0].kernel.stats()["sessions"]["kept_bytes"] > 0)
+            nodes[2].kernel.broadcast({"type": "news", "payload": 1}, "tea", confirm=True)  # it waits at its old node
             second = nodes[1].connect()
             back = self._hello(second, {"token": session["token"], "received": 1})  # the ack of joining
             assert back["resumed"], back
