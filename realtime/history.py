@@ -48,6 +48,7 @@ class History:
     :param cluster: returns the other nodes.
     :param deliver: delivers to this node's members of a room. May switch.
     :param lost: tells this node's members of a room, but for some, that messages are missing which nobody has.
+    :param check: raises MessageTooBig, BadMessage for a message that cannot be sent to every client here.
     :param has_msgpack: tells whether a client here speaks MessagePack, which carries what JSON cannot.
     """
 
@@ -61,6 +62,7 @@ class History:
         deliver: Callable[[str, Outbound, Collection[str]], int],
         has_msgpack: Callable[[], bool],
         lost: Callable[[str, Collection[str]], None],
+        check: Callable[[Outbound], None],
     ) -> None:
         self._limits = limits
         self._rules = rules
@@ -69,6 +71,7 @@ class History:
         self._deliver = deliver
         self._has_msgpack = has_msgpack
         self._lost = lost
+        self._check = check
         self._logs: dict[str, RoomLog] = {}
         self._bytes = 0
         self._current: dict[str, Event | None] = {}
@@ -211,10 +214,12 @@ class History:
         ``message`` gets the mark by which other nodes know it. One that is volatile is not kept.
 
         :raises BadMessage: it cannot be encoded.
+        :raises MessageTooBig: it cannot be sent to everybody who is here, nor could it be later.
         """
         one = self.log_of(room)
         if one is None or message.volatile:
             return message, except_ids if one is None else self.without_held(room, except_ids)
+        self._check(message)
         codec = MSGPACK if self._has_msgpack() else JSON
         body = message.encoded(codec)
         now = time.time()

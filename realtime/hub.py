@@ -18,7 +18,7 @@ import gevent
 from realtime import conversation
 from realtime.cluster import Alone, Cluster
 from realtime.codes import CloseCode, ErrorCode
-from realtime.config import Limits, MiB
+from realtime.config import KiB, Limits, MiB
 from realtime.connection import Connection, Context
 from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from
 from realtime.errors import (
@@ -44,6 +44,7 @@ from realtime.workers import Workers
 __all__ = ["Hub", "HubUser"]
 
 VERSION_OF_WIRE = 1
+FRAME_ROOM = 2 * KiB  # for a frame's header, and the longest cursor
 READ_AHEAD = 16  # messages of one client a worker handles before the next client's turn
 
 
@@ -110,6 +111,7 @@ class Hub:
             deliver=lambda room, message, skip: self.deliver_to(self.rooms.each_member(room), message, skip),
             has_msgpack=lambda: MSGPACK in self._codecs,
             lost=self._send_back,
+            check=self._check_for_all,
         )
         self.sessions = Sessions(self)
         self._user = user
@@ -605,6 +607,14 @@ class Hub:
                 f"a message of {len(frame)} bytes does not fit into an outbox of {self.limits.outbox} (Limits.outbox)"
             )
         return frame
+
+    def _check_for_all(self, outbound: Outbound) -> None:
+        """Raise MessageTooBig, BadMessage unless every client here can be sent a message, and a cursor with it."""
+        for codec in self._codecs:
+            size = len(outbound.encoded(codec)) + FRAME_ROOM
+            if size > self.limits.outbox:
+                text = f"a message of {size} bytes as {codec.name} does not fit into an outbox of {self.limits.outbox}"
+                raise MessageTooBig(f"{text} (Limits.outbox)")
 
     def deliver(self, connection: Connection, outbound: Outbound, *, patience: float | None = None) -> None:
         """Send to one client. Parks while its outbox is crowded, at most ``patience`` seconds: switches.

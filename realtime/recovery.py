@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from realtime.codes import ErrorCode
 from realtime.connection import Connection
 from realtime.cursors import Position, read_cursor
-from realtime.errors import Reject
+from realtime.errors import BadMessage, MessageTooBig, Reject
 from realtime.history import kept_message
 from realtime.message import CODECS
 from realtime.room_log import Entry, RoomLog
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from realtime.hub import Hub
 
 __all__ = ["MOST_REPLAYED", "HistoryPage", "Recovery", "Replay"]
+
+log = logging.getLogger("realtime.history")
 
 MOST_REPLAYED = 300  # messages that one request replays; the rest is there for the next
 
@@ -87,13 +90,27 @@ class Replay:
             return Recovery(False, "it is no cursor of this room", cursor=self.cursor(room), joined=joined)
         if not history.is_current(room):
             history.sync(room)
-        missed = one.missed(position, time.time())
-        if len(missed.entries) > MOST_REPLAYED:
-            replayed = self._send(connection, one, missed.entries[:MOST_REPLAYED], position)
-            return Recovery(True, None, replayed, more=True, cursor=one.cursor_at(position))
-        with history.held(room, connection.id):
+        sent = 0
+        try:
+            left = MOST_REPLAYED
+            while True:  # while it reads, more may come: as much as may be is sent before it is a member
+                missed = one.missed(position, time.time())
+                if missed.reason is not None or not missed.entries:
+                    break
+                if not left:
+                    return Recovery(True, None, sent, more=True, cursor=one.cursor_at(position))
+                entries = missed.entries[:left]
+                left -= len(entries)
+                sent += self._send(connection, one, entries, position)
+            with history.held(room, connection.id):
+                joined = rooms.join(room, connection.id, presence=presence)
+                recovery = self._catch_up(connection, room, one, position, joined)
+                return recovery._replace(replayed=sent + recovery.replayed)
+        except (BadMessage, MessageTooBig) as error:
+            log.warning("what client %s missed of room %r cannot be sent to it: %s", connection.id, room, error)
             joined = rooms.join(room, connection.id, presence=presence)
-            return self._catch_up(connection, room, one, position, joined)
+            reason = "what was missed cannot be sent to this client"
+            return Recovery(False, reason, sent, cursor=one.cursor, joined=joined)
 
     def _stay(self, connection: Connection, one: RoomLog, position: Position | None) -> Recovery:
         """It is in the room already, perhaps put there by a handler before it could say how far it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,8 @@ from realtime import ConfigurationError, Limits, RealtimeKernel
 from realtime.cluster import Alone
 from realtime.cluster_node import LocalNode
 from realtime.config import KiB
-from realtime.errors import ConnectionClosed, Reject
-from realtime.message import Mark, Outbound
+from realtime.errors import ConnectionClosed, MessageTooBig, Reject
+from realtime.message import Mark, Outbound, Stamped
 from realtime.testing import KernelTest
 from realtime.testing.peers import wait_until
 from realtime.toolkit import Toolkit
@@ -393,6 +394,70 @@ def test_stopping_ends_its_greenlets_and_forgets_all(kernel: RealtimeKernel, ker
     assert kernel.hub.history.stats() == {"rooms": 0, "messages": 0, "bytes": 0}
     gc.collect()
     kernel_test.start()
+
+
+def test_what_cannot_be_sent_to_all_is_not_kept(kernel_test: KernelTest) -> None:
+    kernel = kernel_test.kernel
+    kernel.rooms.configure("chat:*", join=True, history=10, recover=True)
+    ada, ben = kernel_test.connect(codec="msgpack"), kernel_test.connect()
+    cursor = join(ada)["cursor"]
+    join(ben)
+    with pytest.raises(MessageTooBig, match="as json"):  # as MessagePack it has a sixth of the bytes
+        kernel.broadcast({"type": "said", "payload": "\x01" * 300_000}, "chat:tea")
+    kernel.broadcast({"type": "said", "payload": "next"}, "chat:tea")
+    assert heard(ada, 1) == heard(ben, 1) == ["next"]
+    back = kernel_test.connect()
+    assert join(back, cursor)["recovered"] is True
+    assert heard(back, 1) == ["next"]
+
+
+def test_what_a_codec_that_came_later_cannot_carry_is_said_to_be_missing(kernel_test: KernelTest) -> None:
+    kernel = kernel_test.kernel
+    kernel.rooms.configure("chat:*", join=True, history=10, recover=True)
+    ada = kernel_test.connect(codec="msgpack")
+    cursor = join(ada)["cursor"]
+    kernel.broadcast({"type": "said", "payload": "\x01" * 300_000}, "chat:tea")
+    kernel.broadcast({"type": "said", "payload": b"bytes"}, "chat:tea")
+    assert len(heard(ada, 2)[0]) == 300_000
+    ben = kernel_test.connect()
+    result = join(ben, cursor)
+    assert (result["recovered"], result["reason"]) == (False, "what was missed cannot be sent to this client")
+    kernel.broadcast({"type": "said", "payload": "next"}, "chat:tea")
+    assert heard(ben, 1) == ["next"]
+
+
+def test_300_are_replayed_at_most_though_more_come_meanwhile(
+    kernel: RealtimeKernel, kernel_test: KernelTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.rooms.configure("chat:*", join=True, history=10_000, recover=True)
+    cursor = join(kernel_test.connect(), room="chat:tea")["cursor"]
+    numbers = iter(range(2000))
+    deliver = kernel.hub.deliver
+
+    def say_more(count: int) -> None:
+        for number in itertools.islice(numbers, count):
+            kernel.broadcast({"type": "said", "payload": number}, "chat:tea")
+
+    def deliver_slowly(connection: Any, outbound: Outbound, **options: Any) -> None:
+        deliver(connection, outbound, **options)
+        if isinstance(outbound, Stamped):
+            say_more(2)  # as if it had parked
+
+    monkeypatch.setattr(kernel.hub, "deliver", deliver_slowly)
+    say_more(250)
+    slow = kernel_test.connect()
+    got: list[int] = []
+    more = True
+    while more:
+        slow.send({"type": "system:join", "room": "chat:tea", "payload": {"since": cursor}, "ack": 1})
+        before = len(got)
+        while (message := slow.receive())["type"] != "system:ack":
+            got.append(message["payload"])
+        result = message["payload"]["result"]
+        assert (result["recovered"], result["replayed"]) == (True, len(got) - before)
+        assert result["replayed"] <= 300
+        cursor, more = result["cursor"], result["more"]
+    assert got == list(range(2000))
 
 
 # Between nodes ----------------------------------------------------------------------------------------------------
