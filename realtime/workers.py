@@ -103,6 +103,7 @@ class Workers:
         """The life of a worker."""
         ready = self._ready
         current = gevent.getcurrent()
+        job: Job | None
         while not self._stopped:
             while ready:
                 job = ready.popleft()
@@ -120,6 +121,7 @@ class Workers:
             if self._stopped or len(self._idle) >= IDLE_KEPT:
                 return
             self._idle.append(current)
+            job = None  # a worker that parks holds no client that has gone
             self._hub.switch()  # park; _run_ready switches back
         self._busy.discard(current)
 
