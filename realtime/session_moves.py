@@ -176,7 +176,9 @@ class Moves:
             log.info("a session could not be fetched from its node: %s", error)
             self._refuse(connection, ack, Refusal.UNREACHABLE)
         elif "moved" in result:
-            if hops < MOST_HOPS and not connection.closed:
+            if hops >= MOST_HOPS:
+                self._refuse(connection, ack, Refusal.UNREACHABLE)
+            elif not connection.closed:
                 self.claim(connection, wish, ack, result["moved"], hops + 1)
         elif "refused" in result:
             self._refuse(connection, ack, Refusal[result["refused"]])

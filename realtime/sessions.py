@@ -375,14 +375,14 @@ class Sessions:
             return False
         if session.closing or code not in UNCLEAN or self._hub.draining:
             return True
+        if not session.client.outbox.closed:
+            session.client.outbox.close()
         self._detach(session, reason, code)
         return False
 
     def _detach(self, session: Session, reason: str, code: int) -> None:
         """Keep everything for a client that may come back."""
         hub, client = self._hub, session.client
-        if not client.outbox.closed:
-            client.outbox.close()
         session.end = (reason, code)
         self._keep(session)
         hub.counters["sessions_detached"] += 1

@@ -285,6 +285,64 @@ def test_a_token_leads_to_where_its_session_went(cluster: Cluster, in_thread: In
     in_thread(peer.close)
 
 
+@pytest.mark.parametrize("places", [(0, 0, 0), (0, 1, 2), (1, 1, 2), (2, 1, 0)])
+def test_of_many_who_come_with_one_token_at_once_one_has_the_session(
+    cluster: Cluster, in_thread: InThread, places: tuple[int, ...]
+) -> None:
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    in_thread(peer.ask, "join", room="tea")
+    wish = {"token": peer.token, "received": peer.received}
+    cluster.proxy.cut(silently=True)
+    racers = [SessionPeer(f"ws://127.0.0.1:{cluster.nodes[place].sockets.port}/realtime") for place in places]
+    for racer in racers:
+        racer.received, racer._sent_before = peer.received, 1  # as the one that joined
+
+    def come(racer: SessionPeer) -> bool | int | None:
+        try:
+            return bool(racer.connect(wish)["resumed"])
+        except racer._closed as closed:  # the next was faster
+            return closed.rcvd.code if closed.rcvd is not None else None
+
+    racing = [gevent.spawn(in_thread, come, racer) for racer in racers]
+    came = [one.get(timeout=PATIENCE) for one in racing]
+    assert True in came
+    assert set(came) <= {True, False, 4010}
+    for racer, resumed in zip(racers, came, strict=True):
+        assert resumed == 4010 or resumed == (racer.welcome["id"] == own)
+
+    def homes() -> list[str]:
+        return [node.name for node in cluster.nodes if own in node.kernel.hub.connections]
+
+    until(lambda: len(homes()) == 1, "it is at one node")
+    (home,) = homes()
+    place = int(home[1:])
+    cluster.settled_at(own, place)
+    carrier = cluster.nodes[place].kernel.hub.connections[own].carrier
+    assert carrier is not None
+    for number in range(5):
+        cluster.nodes[(place + number) % 3].kernel.broadcast({"type": "said", "payload": number}, "tea", confirm=True)
+    cluster.nodes[place].kernel.send(own, {"type": "last"})
+
+    def hear(racer: SessionPeer) -> list[Any] | int | None:
+        heard = []
+        try:
+            while (message := racer.receive())["type"] != "last":
+                if message["type"] == "said":
+                    heard.append(message["payload"])
+        except racer._closed as closed:
+            return closed.rcvd.code if closed.rcvd is not None else None
+        return heard
+
+    outcomes = [in_thread(hear, racer) for racer, resumed in zip(racers, came, strict=True) if resumed is True]
+    assert [one for one in outcomes if isinstance(one, list)] == [[0, 1, 2, 3, 4]]
+    assert {one for one in outcomes if not isinstance(one, list)} <= {4010}
+    assert all(node.kernel.rooms.members("tea") == [own] for node in cluster.nodes)
+    for racer in racers:
+        in_thread(racer.close)
+
+
 def test_a_handler_left_behind_gets_its_answer_and_can_reply(cluster: Cluster, in_thread: InThread) -> None:
     old = cluster.nodes[0]
 
