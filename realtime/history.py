@@ -168,6 +168,7 @@ class History:
         with self.held(room, client_id):
             if isinstance(state, Event):
                 state.wait(SYNC_TIMEOUT)
+                one.begins_with(client_id)
                 return
             done = self._current[room] = Event()
             one.since = time.time()
@@ -176,6 +177,7 @@ class History:
             finally:
                 if self._current.get(room) is done:
                     self._current[room] = None
+                    one.begins_with(client_id)
                 done.set()
 
     def left(self, room: str, client_id: str, *, is_empty: bool) -> None:
@@ -317,7 +319,7 @@ class History:
         """Take what others share, and deliver what is new to the members here."""
         before, bytes_before, early = one.position, one.bytes, one.early
         gaps = one.gaps
-        taken = one.merge(shares, time.time())
+        taken = one.merge(shares, time.time(), in_time=not self.is_current(room))
         self._bytes += one.bytes - bytes_before
         known = frozenset(before)
         late = {

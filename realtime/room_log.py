@@ -288,6 +288,11 @@ class RoomLog:
         entries = [entry for entry in self.entries if entry.sequence > position.get(entry.origin, 0)]
         return Missed(entries)
 
+    def begins_with(self, client_id: str) -> None:
+        """A member was sent nothing so far: what was fetched when it came went to nobody here."""
+        if client_id in self.members:
+            self.members[client_id] = self.count
+
     def was_sent(self, client_id: str, missed: Missed) -> bool:
         """Tell whether a member got all of what it says it missed since it came into the room."""
         since = self.members.get(client_id, 0)
@@ -321,8 +326,10 @@ class RoomLog:
             before[entry.origin] = entry.sequence
         return Share(chosen, self.position)
 
-    def merge(self, shares: Sequence[Share], now: float) -> list[Entry]:
+    def merge(self, shares: Sequence[Share], now: float, *, in_time: bool = False) -> list[Entry]:
         """Take what other nodes share; return what may be delivered now.
+
+        :param in_time: put it between what is here, in the order of time: as long as nobody here was sent any of it.
 
         Each origin's are taken in sequence, and the origins in the order of time. A sequence that nobody has any
         more is skipped: who needs it is told that more was missed than the room keeps. Of a share that is not all,
@@ -354,6 +361,8 @@ class RoomLog:
             self._append(entry, now)
         for origin, sequence in latest.items():
             self._do_without(origin, min(sequence, ends.get(origin, sequence)))
+        if in_time and fresh:
+            self.entries = deque(_in_sequence(sorted(self.entries, key=lambda entry: entry.at)))
         return fresh
 
     def _do_without(self, origin: str, sequence: int) -> None:

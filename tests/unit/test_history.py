@@ -569,6 +569,19 @@ def test_a_node_that_went_while_nobody_was_here_may_have_taken_messages_with_it(
     assert result["recovered"] is True
 
 
+def test_who_was_put_into_the_room_first_was_not_sent_what_was_fetched_for_it(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    others.answer = shared(1, 2)
+    cursor = join(kernel_test.connect())["cursor"].replace("0123abcd2", "0123abcd0")
+    for member in kernel.rooms.members("chat:tea"):
+        kernel.rooms.leave("chat:tea", member)
+    others.answer = shared(1, 2, 3)
+    late = kernel_test.connect()
+    kernel.rooms.join("chat:tea", late.id)
+    assert join(late, cursor)["recovered"] is False
+
+
 def test_members_of_a_node_that_goes_while_they_are_here_have_missed_nothing(
     kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
 ) -> None:

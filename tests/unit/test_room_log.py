@@ -277,6 +277,17 @@ def test_who_was_here_before_an_origin_was_met_does_not_recover_what_that_had_sa
     assert texts(bob.missed(after, 0.0).entries) == ["new"]
 
 
+def test_what_was_said_elsewhere_before_anybody_came_is_put_in_its_time() -> None:
+    ann, bob = log_of(), log_of()
+    start = bob.position
+    for number in range(3):
+        say(bob, f"bob {number}", at=10.0 + number)
+        say(ann, f"ann {number}", at=9.5 + number)
+    bob.merge([ann.share(bob.position, 10_000, 13.0)], 13.0, in_time=True)
+    ordered = ["ann 0", "bob 0", "ann 1", "bob 1", "ann 2", "bob 2"]
+    assert texts(bob.entries) == texts(bob.missed({**start, ann.origin: 0}, 13.0).entries) == ordered
+
+
 def test_clocks_that_were_set_back_do_not_change_an_origin_s_order() -> None:
     ann, bob = log_of(), log_of()
     for number, at in enumerate((9.0, 3.0, 6.0)):
