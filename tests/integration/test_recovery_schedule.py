@@ -5,7 +5,7 @@ node; a batch counts as sure once every node with members has confirmed it, and 
 client hears must rise, and no sure number may be missing unless ``client:recovered`` says ``recovered: false`` at that
 very place: which nobody may say before a node was killed, or the client was away for longer than the room keeps.
 
-A failure names the seed. ``REALTIME_RECOVERY_SEEDS`` says how many are tried, ``REALTIME_RECOVERY_FIRST_SEED`` where
+A failure names the seed. ``REALTIME_RECOVERY_SEEDS`` says how many are tried, ``REALTIME_RECOVERY_FIRST`` where
 they begin, ``REALTIME_RECOVERY_MESSAGES`` how many numbers flow in each.
 """
 
@@ -28,7 +28,7 @@ from python_client_rig import QUICK
 
 from realtime import Client, RealtimeError
 
-FIRST_SEED = int(os.environ.get("REALTIME_RECOVERY_FIRST_SEED", "0"))
+FIRST_SEED = int(os.environ.get("REALTIME_RECOVERY_FIRST", "0"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("REALTIME_RECOVERY_SEEDS", "1")))
 MESSAGES = int(os.environ.get("REALTIME_RECOVERY_MESSAGES", "1500"))
 BATCH = 20
