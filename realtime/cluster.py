@@ -189,6 +189,10 @@ class Cluster(ABC):
         """Return the names of the other nodes."""
 
     @abstractmethod
+    def reaches(self, node: str) -> bool:
+        """Tell whether a question to a node leaves at once; False while the way there is broken, or the node gone."""
+
+    @abstractmethod
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
     ) -> None:
@@ -301,6 +305,10 @@ class Alone(Cluster):
     def node_ids(self) -> Collection[str]:
         """There are none."""
         return ()
+
+    def reaches(self, node: str) -> bool:
+        """There are none."""
+        return False
 
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then

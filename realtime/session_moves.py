@@ -43,6 +43,7 @@ __all__ = ["Moves"]
 log = logging.getLogger("realtime")
 
 CLAIM_TIMEOUT = 5.0  # seconds for the old node to answer
+CLAIM_PATIENCE = 2.0  # the same where there is no link to it: time for one to come back, or the node has died
 KNOWN_TIMEOUT = 5.0  # seconds for another node to see the client at its new one
 HANDLERS_FINISH = 1.0  # seconds that handing over waits for the handler that runs
 LOOK = 0.01  # seconds between looks at what nothing announces
@@ -143,7 +144,8 @@ class Moves:
         }
         then = partial(self._answered, connection, wish, ack, hops)
         try:
-            self._hub.cluster.ask_node(node, "claim", question, CLAIM_TIMEOUT, then)
+            timeout = CLAIM_TIMEOUT if self._hub.cluster.reaches(node) else CLAIM_PATIENCE
+            self._hub.cluster.ask_node(node, "claim", question, timeout, then)
         except BadMessage:
             self._refuse(connection, ack, Refusal.IDENTITY)
         except RealtimeError as error:

@@ -172,6 +172,10 @@ class MeshCore(Incoming):
         self._dialling.add_seed(address, now)
         self._sooner(now)
 
+    def is_linked(self, node: str) -> bool:
+        """Tell whether there is a link to a node."""
+        return self._peers.is_linked(node)
+
     def is_settled(self, address: str) -> bool:
         """Tell whether the clients of the node at a seed are known, or it was tried in vain."""
         node, failed = self._dialling.found(address)

@@ -119,6 +119,17 @@ class ClusterConformance(LivePresenceConformance):
             for node in nodes:
                 wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
 
+    def test_whose_node_has_vanished_is_told_so_and_is_a_new_client(self) -> None:
+        with self.cluster() as nodes:
+            session = self._hello(nodes[1].connect(), True)
+            names = [node.kernel.hub.cluster.node_id for node in nodes]
+            assert [node.kernel.hub.cluster.reaches(names[1]) for node in nodes] == [True, False]
+            self.vanish(nodes[1].joining)
+            back = nodes[0].connect()
+            about = self._hello(back, {"token": session["token"], "received": 0})
+            assert (about["resumed"], bool(about["reason"])) == (False, True)
+            wait_until(lambda: not nodes[0].kernel.hub.cluster.reaches(names[1]), 30)
+
     @staticmethod
     def _hello(client: MemoryClient, session: Any) -> Any:
         """Greet with a wish for a session; return what the welcome says of it."""

@@ -344,6 +344,10 @@ class NetworkCluster(Cluster):
         """Return the names of the other nodes."""
         return [status.node for status in self._core.nodes()]
 
+    def reaches(self, node: str) -> bool:
+        """Tell whether there is a link to a node."""
+        return self._core.is_linked(node)
+
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
     ) -> None:
