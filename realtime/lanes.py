@@ -22,7 +22,7 @@ from realtime.connection import Connection, next_arrival
 from realtime.message import Message
 
 if TYPE_CHECKING:
-    from realtime.hub import Hub
+    from realtime.inboxes import Inboxes
 
 __all__ = ["WAITING", "LaneUser", "Lanes", "Turn"]
 
@@ -60,7 +60,7 @@ class Lanes:
     :param resume: called with a client whose first message has waited for its turn, and has it now.
     """
 
-    def __init__(self, hub: Hub, user: LaneUser, resume: Callable[[Connection, Turn], None]) -> None:
+    def __init__(self, hub: Inboxes, user: LaneUser, resume: Callable[[Connection, Turn], None]) -> None:
         self._hub = hub
         self._user = user
         self._resume = resume

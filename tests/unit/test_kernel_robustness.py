@@ -408,7 +408,7 @@ def test_a_broadcast_stalls_once_for_full_and_crowded_members_together(
         return False
 
     monkeypatch.setattr(Outbox, "wait_for_room", wait_for_room)
-    monkeypatch.setattr("realtime.hub.time", SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
+    monkeypatch.setattr("realtime.outgoing.time", SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
     monkeypatch.setattr("realtime.outbox.time", SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic))
     kernel.broadcast({"type": "more", "payload": "x" * 300_000})
     assert waited[0] == kernel.limits.stall  # for the one where it did not fit

@@ -1,0 +1,194 @@
+"""Delivery: one encoded message to any number of outboxes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from realtime.codes import CloseCode
+from realtime.config import KiB, Limits
+from realtime.connection import Connection
+from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from
+from realtime.errors import ConnectionClosed, MessageTooBig
+from realtime.message import Codec, Message, Outbound, Wire
+from realtime.outbox import Outbox, stall
+
+__all__ = ["Outgoing"]
+
+FRAME_ROOM = 2 * KiB  # for a frame's header, and the longest cursor
+
+
+def _always(outbox: Outbox) -> bool:
+    """Whoever publishes here stalls for every crowded member."""
+    return True
+
+
+class Outgoing:
+    """The connections of a hub, and delivery to them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.counters: Counter[str] = Counter()
+        self.connections: dict[str, Connection] = {}
+        self._codecs: Counter[Codec] = Counter()  # of the clients that are here
+
+    def _speaks(self, codec: Codec, change: int) -> None:
+        """One client more, or less, speaks a codec."""
+        self._codecs[codec] += change
+        self._codecs += Counter()  # forgets those at 0
+
+    def outbound(
+        self,
+        message: Mapping[str, Any] | Message,
+        options: DeliveryOptions = NO_OPTIONS,
+        *,
+        room: str | None = None,
+        ack: str | int | None = None,
+    ) -> Outbound:
+        """Stamp a message with the time. Raises BadMessage, and TypeError for an unknown delivery option."""
+        now = int(time.time() * 1000)
+        if not options:
+            return Outbound(message, now, room=room, ack=ack)
+        delivery = delivery_from(options)
+        ttl = delivery.ttl if delivery is not None else None
+        expires = time.monotonic() + ttl if ttl is not None else None
+        return Outbound(message, now, room=room, ack=ack, delivery=delivery, expires=expires)
+
+    def put(self, connection: Connection, outbound: Outbound) -> None:
+        """Put into one outbox without waiting: where it does not fit, its policy decides.
+
+        :raises MessageTooBig, BadMessage: it cannot be sent.
+        """
+        frame = self._finished(outbound, connection.wire)
+        if connection.outbox.put(frame):
+            self.counters["sent"] += 1
+
+    def send_error(
+        self,
+        connection: Connection,
+        message: str,
+        code: str,
+        *,
+        ack: str | int | None = None,
+        details: str | None = None,
+    ) -> None:
+        """Answer with ``system:error`` without waiting."""
+        payload: dict[str, Any] = {"message": _printable(message), "code": _printable(code)}
+        if ack is not None:
+            payload["ack"] = ack
+        if details is not None:
+            payload["details"] = _printable(details)
+        if not connection.closed:
+            self.put(connection, self.outbound({"type": "system:error", "payload": payload}))
+
+    def _finished(self, outbound: Outbound, wire: Wire) -> bytes:
+        """Return the frame for a wire. Raises MessageTooBig, BadMessage."""
+        frame = outbound.finished(wire)
+        if len(frame) > self.limits.outbox:
+            raise MessageTooBig(
+                f"a message of {len(frame)} bytes does not fit into an outbox of {self.limits.outbox} (Limits.outbox)"
+            )
+        return frame
+
+    def _check_for_all(self, outbound: Outbound) -> None:
+        """Raise MessageTooBig, BadMessage unless every client here can be sent a message, and a cursor with it."""
+        for codec in self._codecs:
+            size = len(outbound.encoded(codec)) + FRAME_ROOM
+            if size > self.limits.outbox:
+                text = f"a message of {size} bytes as {codec.name} does not fit into an outbox of {self.limits.outbox}"
+                raise MessageTooBig(f"{text} (Limits.outbox)")
+
+    def deliver(self, connection: Connection, outbound: Outbound, *, patience: float | None = None) -> None:
+        """Send to one client. Parks while its outbox is crowded, at most ``patience`` seconds: switches.
+
+        A message that may be dropped does not park.
+
+        :param patience: ``Limits.park_timeout`` if not given.
+        :raises ConnectionClosed: the client has gone.
+        :raises MessageTooBig: larger than the whole outbox.
+        :raises BadMessage: the payload cannot be encoded.
+        """
+        if connection.closed:
+            raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+        outbox = connection.outbox
+        frame = self._finished(outbound, connection.wire)
+        if not outbox.has_room(len(frame)) and not outbound.may_drop:
+            outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
+            if connection.closed:
+                raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
+        if outbox.put(frame):
+            self.counters["sent"] += 1
+
+    def _deliver_to_full(
+        self, full: list[tuple[Outbox, bytes]], deadline: float, waits_for: Callable[[Outbox], bool]
+    ) -> int:
+        """Put a frame where it does not fit now: wait for room, until ``deadline`` for all together, then put."""
+        delivered = 0
+        for outbox, frame in full:
+            if waits_for(outbox):
+                outbox.wait_for_room(deadline - time.perf_counter(), len(frame))
+            delivered += outbox.put(frame)
+        return delivered
+
+    def deliver_to(
+        self,
+        client_ids: Iterable[str],
+        outbound: Outbound,
+        skip: Collection[str] = (),
+        *,
+        waits_for: Callable[[Outbox], bool] = _always,
+    ) -> int:
+        """Put one message into many outboxes; return to how many clients it went.
+
+        Where members are above the high-water mark the caller stalls, at most ``Limits.stall`` in all, so
+        that a fast publisher cannot cut healthy members off: only then, and for no volatile message, does this
+        switch.
+
+        :param waits_for: tells of an outbox that is above it whether to stall for it.
+        :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
+        :raises BadMessage: the payload cannot be encoded.
+        """
+        if len(self._codecs) > 1:  # all or nobody: what one codec cannot carry is found before anyone has it
+            for codec in self._codecs:
+                outbound.encoded(codec)
+        connections = self.connections
+        crowded: list[Outbox] = []
+        full: list[tuple[Outbox, bytes]] = []
+        wire = None
+        frame = b""
+        count = 0
+        for client_id in tuple(client_ids):
+            connection = connections.get(client_id)
+            if connection is None or client_id in skip:
+                continue
+            if connection.wire is not wire:
+                wire = connection.wire
+                frame = self._finished(outbound, wire)
+            outbox = connection.outbox
+            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop:
+                full.append((outbox, frame))
+                continue
+            if outbox.put(frame):
+                count += 1
+            if outbox.size > outbox.park_at:
+                crowded.append(outbox)
+        crowded = [] if outbound.volatile else [outbox for outbox in crowded if waits_for(outbox)]
+        if full or crowded:
+            self.counters["stalls"] += 1
+            deadline = time.perf_counter() + self.limits.stall  # for both kinds together
+            count += self._deliver_to_full(full, deadline, waits_for)
+            stall(crowded, deadline - time.perf_counter())
+        self.counters["sent"] += count
+        return count
+
+    def acknowledge(self, connection: Connection, ack: str | int | None) -> None:
+        """Answer what has no result, if an answer was asked for."""
+        if ack is not None:
+            self.put(connection, self.outbound({"type": "system:ack", "payload": {"ack": ack}}))
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` without what UTF-8 cannot carry: an exception's text may hold anything."""
+    return text.encode(errors="backslashreplace").decode()
