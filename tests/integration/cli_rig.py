@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from programs import PATIENCE, Program
 from requirements import module
+from tls_peer import TLSPeer
 
 from realtime.cli import main
 
@@ -92,16 +93,16 @@ def connect(url: str, **options: Any) -> ClientConnection:
     return made
 
 
-def send(client: ClientConnection, type_: str) -> None:
+def send(client: ClientConnection | TLSPeer, type_: str) -> None:
     client.send(json.dumps({"type": type_, "ack": type_}))
 
 
-def receive(client: ClientConnection) -> dict[str, Any]:
+def receive(client: ClientConnection | TLSPeer) -> dict[str, Any]:
     message: dict[str, Any] = json.loads(client.recv(timeout=PATIENCE))
     return message
 
 
-def ask(client: ClientConnection, type_: str) -> Any:
+def ask(client: ClientConnection | TLSPeer, type_: str) -> Any:
     """Send a message and return its ack's result; the next message must be the ack."""
     send(client, type_)
     message = receive(client)

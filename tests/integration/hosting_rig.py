@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import websockets.sync.client
 from programs import PATIENCE, Program
 from requirements import module
+from tls_peer import TLSPeer
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -47,9 +48,13 @@ class Host:
         self.port = int(self.address.split(":")[1])
 
     def connect(self, query: str = "", **options: Any) -> ClientConnection:
-        options = {"max_size": None, "open_timeout": PATIENCE, "compression": None, "ssl": self.trust, **options}
-        url = f"{'wss' if self.trust else 'ws'}://{self.address}/realtime{query}"
-        return websockets.sync.client.connect(url, **options)
+        options = {"max_size": None, "open_timeout": PATIENCE, "compression": None, **options}
+        return websockets.sync.client.connect(f"ws://{self.address}/realtime{query}", **options)
+
+    def connect_encrypted(self, query: str = "") -> TLSPeer:
+        assert self.trust is not None
+        url = f"wss://{self.address}/realtime{query}"
+        return TLSPeer(url, self.trust, max_size=None, open_timeout=PATIENCE, compression=None)
 
     def get(self, path: str) -> bytes:
         url = f"{'https' if self.trust else 'http'}://{self.address}{path}"
@@ -81,7 +86,7 @@ def stop(program: Program) -> None:
     assert "Traceback" not in output, output
 
 
-def ask(client: ClientConnection, type_: str, payload: Any = None, **fields: Any) -> Any:
+def ask(client: ClientConnection | TLSPeer, type_: str, payload: Any = None, **fields: Any) -> Any:
     """Return what the handler returned; messages that come before are passed over."""
     client.send(json.dumps({"type": type_, "payload": payload, "ack": "asked", **fields}))
     while True:

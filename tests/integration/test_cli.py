@@ -13,6 +13,7 @@ import pytest
 from cli_rig import KERNEL, SOCKET, app, ask, connect, receive, run, said_by, send, serving
 from programs import PATIENCE, Program
 from requirements import module
+from tls_peer import TLSPeer
 
 from realtime.cli import main
 
@@ -123,7 +124,7 @@ def test_tls_works_on_both_sides_of_a_patched_server(tmp_path: Path) -> None:
     authority.configure_trust(trusting)
     with (
         serving(app(tmp_path, text)) as program,
-        connect(program.wait_for(SOCKET)[1], ssl=trusting) as client,
+        TLSPeer(program.wait_for(SOCKET)[1], trusting) as client,
     ):
         assert ask(client, "context") == "TLSv1_3"
         assert program.stop() == 0

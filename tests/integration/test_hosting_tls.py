@@ -42,7 +42,10 @@ def test_encrypted_connections_are_taken_over_in_the_middle_of_their_encryption(
     with start(command) as program:
         host = Host(server, program, ssl.create_default_context(cafile=files / "ca.pem"))
         text = "x" * LARGE
-        with host.connect("?name=ada") as ada, Client(f"wss://{host.address}/realtime", tls=files / "ca.pem") as client:
+        with (
+            host.connect_encrypted("?name=ada") as ada,
+            Client(f"wss://{host.address}/realtime", tls=files / "ca.pem") as client,
+        ):
             assert ask(ada, "echo", text) == text
             assert ask(ada, "where")["who"] == "ada"
             assert client.call("echo", "by the side of it", timeout=PATIENCE) == "by the side of it"

@@ -36,7 +36,7 @@ def meeting(tmp_path: Path) -> Iterator[Meeting]:
 @pytest.mark.parametrize("part", ["polite", "impolite"])
 def test_aiortc_talks_with_a_browser(meeting: Meeting, part: str) -> None:
     module("aiortc")
-    page = meeting.page()
+    page = meeting.page(session=False)  # that each connection has an id of its own
     page.evaluate(TAKE_A_MIDDLE_ID)
     page.evaluate("enter('room', {channels: ['chat'], metadata: {name: 'browser'}})")
     url = f"ws://127.0.0.1:{meeting.port}/realtime"
