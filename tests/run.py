@@ -1,4 +1,4 @@
-"""Runs the tests in four processes side by side, as many of them mostly wait: see GROUPS.
+"""Runs the tests in six processes side by side, as many of them mostly wait: see GROUPS.
 
     python tests/run.py                    all of them
     python tests/run.py tests/unit -x      exactly what pytest would do with these arguments, in one process
@@ -20,14 +20,18 @@ def _files(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / INTEGRATION).glob(pattern))
 
 
-_BROWSERS = _files("test_*browser.py", "test_examples_flask.py", "test_examples_webrtc.py", "test_javascript_*.py")
-_BROWSERS += _files("test_npm_ws.py", "test_page_left.py", "test_recovery_javascript.py", "test_webrtc_aiortc.py")
-_PROGRAMS = _files("test_cli*.py", "test_flask.py", "test_hosting.py", "test_python_client*.py", "test_w*_*.py")
-_PROGRAMS = [file for file in _PROGRAMS if file not in _BROWSERS]
+_OF_THEIR_OWN = {
+    "calls and examples in browsers": _files("test_webrtc_*.py", "test_examples_flask.py", "test_examples_webrtc.py"),
+    "browsers and Node": _files(
+        "test_browser.py", "test_page_left.py", "test_javascript_*.py", "test_*_javascript.py", "test_npm_ws.py"
+    ),
+    "servers that host": _files("test_hosting*.py", "test_flask.py", "test_worker_pool*.py", "test_wsgi_hosts.py"),
+    "clients and the command line": _files("test_cli*.py", "test_python_client*.py", "test_websocket*.py"),
+}
+_ELSEWHERE = [f"--ignore={file}" for files in _OF_THEIR_OWN.values() for file in files]
 GROUPS = {
-    "browsers and Node": _BROWSERS,
-    "servers, clients and the command line": _PROGRAMS,
-    "the other integration tests": [INTEGRATION, *(f"--ignore={file}" for file in _BROWSERS + _PROGRAMS)],
+    **_OF_THEIR_OWN,
+    "the other integration tests": [INTEGRATION, *_ELSEWHERE],
     "the rest": ["tests", f"--ignore={INTEGRATION}"],
 }
 

@@ -335,6 +335,7 @@ def test_workers_that_are_replaced_after_max_requests_send_their_clients_to_the_
         host = Host("", program)
         with Crowd(host, 1) as crowd:
             crowd.until_served_by(bool)
+            host.await_workers(1)
             before = host.workers()
             for _ in range(3):
                 host.get("/pid")
