@@ -31,7 +31,7 @@ class CloseCode(IntEnum):
     # 4000-4499: the fault has passed or will pass; a client may come back.
     SLOW_CONSUMER = 4008
     HEARTBEAT_TIMEOUT = 4009
-    REPLACED = 4010  # another connection has resumed its session
+    REPLACED = 4010  # another connection resumed its session; or its rooms' messages were lost between nodes
     DRAINING = 4013
 
     # 4500-4999: coming back would end the same way; a client must not by itself.
@@ -59,7 +59,7 @@ class ErrorCode:
     UNKNOWN_TYPE = "unknown_type"  # no handler takes this event name
     RESERVED_TYPE = "reserved_type"  # a name under system:, client: or mesh:
     REJECTED = "rejected"  # a handler raised Reject without a code
-    UNAUTHORIZED = "unauthorized"  # authenticate refused without a code
+    UNAUTHORIZED = "unauthorized"  # for applications: nobody is logged in
     FORBIDDEN = "forbidden"  # system:join and system:presence where no rule allows it
     UNKNOWN_CLIENT = "unknown_client"  # a target that is not connected
     TOO_MANY_ROOMS = "too_many_rooms"  # Limits.rooms_per_client

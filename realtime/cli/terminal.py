@@ -83,8 +83,19 @@ class MessagePrinter:
         self._printer.line([(as_json(value) if self._json else printable(as_json(value)), "")])
 
     def message(self, message: ClientMessage) -> None:
-        """Print a message."""
+        """Print a message, but for the token of a session: whoever has it can take the client's place."""
+        message = _without_token(message)
         self._printer.line([(_as_line(message), "")] if self._json else _as_pieces(message))
+
+
+def _without_token(message: ClientMessage) -> ClientMessage:
+    payload = message.payload
+    if message.type != "system:welcome" or not (isinstance(payload, dict) and isinstance(payload.get("session"), dict)):
+        return message
+    import msgspec
+
+    session = {name: value for name, value in payload["session"].items() if name != "token"}
+    return msgspec.structs.replace(message, payload={**payload, "session": session})
 
 
 def _as_line(message: ClientMessage) -> str:

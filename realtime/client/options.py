@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 HeaderSource = Headers | Callable[[], Headers] | None
+
+_AUTHORITY_END = re.compile("[/?#]")  # RFC 3986 section 3.2
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -136,7 +139,7 @@ class Address:
         allowed = "must be as in 'ws://localhost:8080/realtime', with ws, wss, http or https"
         if not isinstance(url, str) or any(ord(char) < 32 or ord(char) == 127 for char in url):
             raise ConfigurationError(f"url={url!r}: {allowed}")  # of control characters urlsplit drops some
-        if "@" in url.partition("//")[2].partition("/")[0]:
+        if "@" in _AUTHORITY_END.split(url.partition("//")[2])[0]:
             raise ConfigurationError("url: has a user or password in it; send that with headers={'Authorization': ...}")
         try:
             parts = urlsplit(url)

@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     raise ImportError("realtime.integrations.flask needs Flask: pip install 'realtime-toolkit[flask]'") from error
 
-from realtime.codes import CloseCode
+from realtime.codes import CloseCode, ErrorCode
 from realtime.connection import Admission
 from realtime.errors import ConfigurationError, Reject
 from realtime.integrations.flask_context import AppScope, Handshake, call_or_reject, in_app
@@ -331,5 +331,5 @@ def login_required(request: flask.Request) -> str:
     except ImportError as error:
         raise ImportError("login_required needs Flask-Login: pip install flask-login") from error
     if not current_user.is_authenticated:
-        raise Reject("log in first", code="unauthorized", status=401)
+        raise Reject("log in first", code=ErrorCode.UNAUTHORIZED, status=401)
     return str(current_user.get_id())

@@ -216,7 +216,7 @@ class HeadReader:
         if wrong:
             raise HandshakeError(400, _describe_forbidden(wrong.group()))
         if end > self._limit:
-            raise HandshakeError(431, f"Request line and headers may have at most {self._limit} bytes.")
+            raise HandshakeError(431, f"The start line and the headers may have at most {self._limit} bytes.")
         if found < 0:
             self._scanned = end
             return None
@@ -330,13 +330,13 @@ def reason_phrase(status: int) -> str:
 def _describe_forbidden(found: bytes) -> str:
     if found in (b"\r", b"\n"):
         return "Lines must end with CR LF; a CR or LF stands alone."
-    return f"The request contains the control character 0x{found[0]:02X}."
+    return f"The head contains the control character 0x{found[0]:02X}."
 
 
 def _split_head(head: bytes) -> tuple[str, list[str]]:
     """The start line and the field lines, decoded as Latin-1 so that every byte keeps its value."""
     if head.find(_HEAD_END) != len(head) - len(_HEAD_END) or len(head) < len(_HEAD_END):
-        raise HandshakeError(400, "The request must end with exactly one empty line.")
+        raise HandshakeError(400, "The head must end with exactly one empty line.")
     wrong = _FORBIDDEN_IN_HEAD.search(head)
     if wrong:
         raise HandshakeError(400, _describe_forbidden(wrong.group()))

@@ -73,6 +73,16 @@ def test_a_pipe_gets_a_line_of_json_for_each_message_of_the_wanted_types(
     assert errors.startswith(f"connected to {url} as ")
 
 
+def test_everything_is_shown_but_the_token_with_which_others_could_take_the_place_of_this_client(
+    url: str, tmp_path: Path
+) -> None:
+    with listening(tmp_path, url, "--type", "*", "--count", "1") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    welcome = json.loads(output)
+    assert welcome["type"] == "system:welcome"
+    assert welcome["payload"]["session"] == {"resumed": False, "received": 0, "grace": 30.0}
+
+
 def test_a_terminal_gets_readable_lines_in_colour_that_strangers_cannot_break(
     url: str, speaker: ClientConnection, tmp_path: Path
 ) -> None:

@@ -445,7 +445,7 @@ def test_a_server_that_ends_instead_of_answering_is_told() -> None:
 
 WRONG = {
     "no HTTP": (b"hello\r\n\r\n", "not start with an HTTP"),
-    "control characters": (b"HTTP/1.1 101 \0\r\n\r\n", "not valid HTTP"),
+    "control characters": (b"HTTP/1.1 101 \0\r\n\r\n", "not valid HTTP: The head contains the control character 0x00"),
     "another key": ((ACCEPT + "AAAA\r\n\r\n").encode(), "does not belong to our key"),
     "no upgrade": (b"HTTP/1.1 101 Fine\r\n\r\n", "another protocol"),
     "an extension": ((ACCEPT + "AAAA\r\nSec-WebSocket-Extensions: x\r\n\r\n").encode(), "does not belong"),

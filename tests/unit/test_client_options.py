@@ -57,6 +57,11 @@ def test_what_cannot_work_is_refused_where_it_is_written(options: dict[str, Any]
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("rest", ["/?mail=ada@example.org", "?mail=ada@example.org", "/@ada"])
+def test_only_before_the_host_is_an_at_sign_a_password(rest: str) -> None:
+    assert Client(f"ws://example.org{rest}").url == f"ws://example.org{rest}"
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -34,7 +34,7 @@ export const CloseCode = Object.freeze({
   INTERNAL_ERROR: 1011,
   SLOW_CONSUMER: 4008,
   HEARTBEAT_TIMEOUT: 4009,
-  REPLACED: 4010, // another connection has resumed its session
+  REPLACED: 4010, // another connection resumed its session; or its rooms' messages were lost between nodes
   DRAINING: 4013,
   DISCONNECTED: 4500,
   UNAUTHORIZED: 4501,
