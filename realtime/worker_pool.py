@@ -370,7 +370,10 @@ class WorkerPool:
         index = self._supervisor.failed.index
         if failure.port_in_use and index:
             # the first worker has it: a transport that is started in each
-            text = f"{failure.text}; in a pool, a transport that cannot share its port needs another one in each worker"
+            text = (
+                f"{failure.text}; in a pool, a transport that cannot share its port needs another one in each worker "
+                "(workers find each other without a PeerMeshTransport; `realtime serve --mesh HOST:PORT` is for other machines)"
+            )
             raise PortInUse(f"worker {index}: {text}")
         raise (PortInUse if failure.port_in_use else ConfigurationError)(failure.text)
 

@@ -155,7 +155,8 @@ class Links:
             self._counters["dial_failures"] += 1
             if isinstance(error, ConnectionRefusedError):
                 self._refused(address)
-            self._report(address, getattr(error, "strerror", None) or str(error))
+            level = logging.INFO if isinstance(error, FileNotFoundError) else logging.WARNING  # its socket: it has left
+            self._report(address, getattr(error, "strerror", None) or str(error), level)
             self._user.dial_ended(address, Reason.LOST, None)
             return
         link = self._make_link(sock, Role.DIALLER, target)
@@ -244,13 +245,13 @@ class Links:
 
     # Log -----------------------------------------------------------------------------------------------
 
-    def _report(self, address: str, trouble: str) -> None:
+    def _report(self, address: str, trouble: str, level: int = logging.WARNING) -> None:
         """Once, not at every attempt."""
         if self._reported.get(address) != trouble:
             self._reported[address] = trouble
             if len(self._reported) > self._options.known_nodes:
                 self._reported.pop(next(iter(self._reported)))
-            log.warning("cannot link with %s: %s; trying again", address, trouble)
+            log.log(level, "cannot link with %s: %s; trying again", address, trouble)
 
     def _log_end(self, link: Link) -> None:
         if link.was_open:

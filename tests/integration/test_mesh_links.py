@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import gevent
 import gevent.socket
@@ -67,6 +68,16 @@ def test_the_reason_of_a_refusal_is_logged_once_by_the_dialler(
     assert len(lines) == 1
     assert f"{ann.address}: refused: cluster" in lines[0]
     assert any("'green', not 'blue'" in record.getMessage() for record in caplog.records)
+
+
+def test_a_node_that_has_taken_its_socket_along_is_no_reason_for_a_warning(
+    start: Start, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    bob = start("bob", peers=[f"unix:{tmp_path}/gone.node"], log_level="info")
+    until(lambda: bob.counters["dial_failures"] >= 2, "tried twice")
+    (record,) = [record for record in caplog.records if "cannot link" in record.getMessage()]
+    assert record.levelname == "INFO"
+    assert "gone.node: No such file or directory" in record.getMessage()
 
 
 def test_another_version_is_refused(start: Start) -> None:
