@@ -372,7 +372,7 @@ class WorkerPool:
             # the first worker has it: a transport that is started in each
             text = (
                 f"{failure.text}; in a pool, a transport that cannot share its port needs another one in each worker "
-                "(workers find each other without a PeerMeshTransport; `realtime serve --mesh HOST:PORT` is for other machines)"
+                "(workers find each other without a PeerMeshTransport; `serve --mesh HOST:PORT` joins machines)"
             )
             raise PortInUse(f"worker {index}: {text}")
         raise (PortInUse if failure.port_in_use else ConfigurationError)(failure.text)
