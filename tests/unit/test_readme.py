@@ -82,3 +82,14 @@ def test_the_test_of_ones_own_passes_with_the_code_at_the_top(tmp_path: Path, mo
     names: dict[str, Any] = {}
     exec(compile(own[1], "README.md", "exec"), names)  # noqa: S102
     names["test_chat"]()
+
+
+def test_every_file_and_heading_that_it_links_to_is_there() -> None:
+    root = Path(__file__).parents[2]
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors
+        elif "://" not in target:
+            assert (root / target).exists(), target
