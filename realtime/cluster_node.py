@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any
 
@@ -17,8 +16,6 @@ from realtime.room_calls import RoomCall, answers_to_pass_on
 from realtime.threads import HomeThread
 
 __all__ = ["LocalNode"]
-
-log = logging.getLogger("realtime")
 
 MOST_STALLS = 20  # for one member that makes no progress: 0.1 s with the default Limits.stall
 
@@ -82,13 +79,11 @@ class LocalNode(ClusterNode):
             if room is None:
                 moved = hub.sessions.moves.forward_to_room(None, message, except_ids)
                 return moved + hub.deliver_to(hub.connections, message, except_ids, waits_for=waits_for)
-            return sum(
-                hub.sessions.moves.forward_to_room(room, outbound, skip)
-                + hub.deliver_to(hub.rooms.each_member(room), outbound, skip, waits_for=waits_for)
-                for outbound, skip in hub.history.receive(room, message, except_ids)
-            )
+            messages = hub.history.receive(room, message, except_ids)
+            moved = sum(hub.sessions.moves.forward_to_room(room, outbound, skip) for outbound, skip in messages)
+            return moved + hub.deliver_all(hub.rooms.each_member(room), messages, waits_for=waits_for)
         except (BadMessage, MessageTooBig) as error:
-            self._undeliverable(error)
+            hub.undeliverable(error)
             return 0
 
     def deliver_to_client(self, client_id: str, message: Outbound) -> bool:
@@ -102,7 +97,7 @@ class LocalNode(ClusterNode):
         try:
             self._hub.put(connection, message)
         except (BadMessage, MessageTooBig) as error:
-            self._undeliverable(error)
+            self._hub.undeliverable(error)
         return True
 
     def client_found(self, client_id: str, rooms: Collection[str]) -> None:
@@ -114,11 +109,6 @@ class LocalNode(ClusterNode):
         """A client of another node is gone from these rooms because its node is."""
         for tell in self._hub.on_lost:
             tell(client_id, rooms)
-
-    def _undeliverable(self, error: Exception) -> None:
-        """Another node's limits or codecs let through what ours do not."""
-        self._hub.counters["relayed_undeliverable"] += 1
-        log.warning("a message of another node cannot be delivered here: %s", error)
 
     def client_appeared(self, client_id: str, node: str) -> None:
         """A client that another node has, this one perhaps, has appeared at a node."""

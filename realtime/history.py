@@ -46,7 +46,7 @@ class History:
 
     :param rules: say which rooms keep a history.
     :param cluster: returns the other nodes.
-    :param deliver: delivers to this node's members of a room. May switch.
+    :param deliver: delivers to this node's members of a room, all of it before anything else. May switch after that.
     :param lost: tells this node's members of a room, but for some, that messages are missing which nobody has.
     :param check: raises MessageTooBig, BadMessage for a message that cannot be sent to every client here.
     :param has_msgpack: tells whether a client here speaks MessagePack, which carries what JSON cannot.
@@ -59,7 +59,7 @@ class History:
         counters: Counter[str],
         *,
         cluster: Callable[[], Cluster],
-        deliver: Callable[[str, Outbound, Collection[str]], int],
+        deliver: Callable[[str, Sequence[Addressed]], int],
         has_msgpack: Callable[[], bool],
         lost: Callable[[str, Collection[str]], None],
         check: Callable[[Outbound], None],
@@ -257,7 +257,7 @@ class History:
             else:
                 heappop(heap)
 
-    def receive(self, room: str, message: Outbound, except_ids: Collection[str]) -> Iterable[Addressed]:
+    def receive(self, room: str, message: Outbound, except_ids: Collection[str]) -> Sequence[Addressed]:
         """Take a message that another node published; return what is to be delivered to the members here, in order.
 
         Nothing, if messages before it are missing: then it is delivered after those were fetched.
@@ -331,9 +331,8 @@ class History:
         if one.gaps > gaps and one.recover and self.is_current(room):
             self._counters["history_lost"] += 1
             self._lost(room, self._held.get(room, ()))
-        for entry, (message, except_ids) in zip(taken, self._deliveries(room, one, taken, before), strict=True):
-            if (entry.origin, entry.sequence) not in late:
-                self._deliver(room, message, except_ids)
+        deliveries = zip(taken, self._deliveries(room, one, taken, before), strict=True)
+        self._deliver(room, [new for entry, new in deliveries if (entry.origin, entry.sequence) not in late])
 
     def _fetch(self, room: str) -> None:
         """Fetch what is missing, in a greenlet of its own."""

@@ -70,7 +70,7 @@ class Hub(Inboxes):
             self.rooms.rules,
             self.counters,
             cluster=lambda: self.cluster,
-            deliver=lambda room, message, skip: self.deliver_to(self.rooms.each_member(room), message, skip),
+            deliver=lambda room, messages: self.deliver_all(self.rooms.each_member(room), messages),
             has_msgpack=lambda: MSGPACK in self._codecs,
             lost=self._send_back,
             check=self._check_for_all,

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import gevent
@@ -166,6 +166,39 @@ class Outbox:
         if not self.closed:
             self.limit = limit
         return accepted
+
+    def put_beyond(self, frame: bytes) -> bool:
+        """Append a frame at its place in the order, whether or not it fits: ``settle`` with its size must follow.
+
+        The limit is as much higher until then, so that nobody else has less room for it.
+        """
+        if not self.closed:
+            self.limit += len(frame)
+        return self.put(frame)
+
+    def settle(self, size: int, timeout: float) -> bool:
+        """Wait until what was put beyond the limit fits; cut the connection off if it does not. Switches greenlets.
+
+        :param size: bytes by which the limit is higher for it.
+        :param timeout: seconds.
+        :returns: False if it was cut off.
+        """
+        self._wait_until(lambda: self._is_within(size), timeout)
+        if self.closed:
+            return True
+        self.limit -= size
+        if self.size > self.limit:
+            self._overflow()
+            return False
+        return True
+
+    def _is_within(self, size: int) -> bool:
+        """Tell whether all that waits fits below a limit that is ``size`` lower."""
+        if self.size > self.limit - size:
+            if not self._blocked:
+                self.flush()
+            self.drop_expired()
+        return self.closed or self.size <= self.limit - size
 
     def put_apart(self, frame: bytes) -> None:
         """Append a small frame that belongs to the connection and not to the session it carries: not kept."""
@@ -425,17 +458,21 @@ class Outbox:
         :param timeout: seconds; 0 only asks.
         :returns: whether there is room.
         """
-        if self.has_room(size):
+        return self._wait_until(lambda: self.has_room(size), timeout)
+
+    def _wait_until(self, is_ready: Callable[[], bool], timeout: float) -> bool:
+        """Park this greenlet until something holds that is told again whenever bytes have left. Switches."""
+        if is_ready():
             return True
         if timeout <= 0 or gevent.getcurrent() is gevent.get_hub():
             return False
         deadline = time.monotonic() + timeout
-        while not self.has_room(size):
+        while not is_ready():
             if self._drained is None or self._drained.is_set():
                 self._drained = Event()
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not self._drained.wait(remaining):
-                return self.has_room(size)
+                return is_ready()
         return True
 
     def discard(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,11 +12,13 @@ from realtime.codes import CloseCode
 from realtime.config import KiB, Limits
 from realtime.connection import Connection
 from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from
-from realtime.errors import ConnectionClosed, MessageTooBig
+from realtime.errors import BadMessage, ConnectionClosed, MessageTooBig
 from realtime.message import Codec, Message, Outbound, Wire
 from realtime.outbox import Outbox, stall
 
 __all__ = ["Outgoing"]
+
+log = logging.getLogger("realtime")
 
 FRAME_ROOM = 2 * KiB  # for a frame's header, and the longest cursor
 
@@ -23,6 +26,15 @@ FRAME_ROOM = 2 * KiB  # for a frame's header, and the longest cursor
 def _always(outbox: Outbox) -> bool:
     """Whoever publishes here stalls for every crowded member."""
     return True
+
+
+class _Waiting:
+    """Outboxes to stall for: ``crowded``, and ``full`` with the bytes that each got beyond its limit."""
+
+    def __init__(self, waits_for: Callable[[Outbox], bool]) -> None:
+        self.waits_for = waits_for
+        self.crowded: list[Outbox] = []
+        self.full: list[tuple[Outbox, int]] = []
 
 
 class Outgoing:
@@ -121,17 +133,6 @@ class Outgoing:
         if outbox.put(frame):
             self.counters["sent"] += 1
 
-    def _deliver_to_full(
-        self, full: list[tuple[Outbox, bytes]], deadline: float, waits_for: Callable[[Outbox], bool]
-    ) -> int:
-        """Put a frame where it does not fit now: wait for room, until ``deadline`` for all together, then put."""
-        delivered = 0
-        for outbox, frame in full:
-            if waits_for(outbox):
-                outbox.wait_for_room(deadline - time.perf_counter(), len(frame))
-            delivered += outbox.put(frame)
-        return delivered
-
     def deliver_to(
         self,
         client_ids: Iterable[str],
@@ -144,18 +145,51 @@ class Outgoing:
 
         Where members are above the high-water mark the caller stalls, at most ``Limits.stall`` in all, so
         that a fast publisher cannot cut healthy members off: only then, and for no volatile message, does this
-        switch.
+        switch. The message is in all outboxes before: nothing that is sent meanwhile overtakes it.
 
         :param waits_for: tells of an outbox that is above it whether to stall for it.
         :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
         :raises BadMessage: the payload cannot be encoded.
         """
+        waiting = _Waiting(waits_for)
+        count = self._put_to(client_ids, outbound, skip, waiting)
+        return count - self._stall(waiting, self.limits.stall)
+
+    def deliver_all(
+        self,
+        client_ids: Collection[str],
+        messages: Iterable[tuple[Outbound, Collection[str]]],
+        *,
+        waits_for: Callable[[Outbox], bool] = _always,
+    ) -> int:
+        """Put messages of other nodes into many outboxes, each but for some clients; return how many went out.
+
+        As ``deliver_to``, in their order and with nothing between them. One that cannot be sent here is counted.
+        """
+        waiting = _Waiting(waits_for)
+        count = stalls = 0
+        for outbound, skip in messages:
+            stalls += 1
+            try:
+                count += self._put_to(client_ids, outbound, skip, waiting)
+            except (BadMessage, MessageTooBig) as error:
+                self.undeliverable(error)
+        return count - self._stall(waiting, stalls * self.limits.stall)
+
+    def undeliverable(self, error: Exception) -> None:
+        """Another node's limits or codecs let through what ours do not."""
+        self.counters["relayed_undeliverable"] += 1
+        log.warning("a message of another node cannot be delivered here: %s", error)
+
+    def _put_to(
+        self, client_ids: Iterable[str], outbound: Outbound, skip: Collection[str], waiting: _Waiting
+    ) -> int:
+        """Put one message into many outboxes; note which are to be waited for. Raises MessageTooBig, BadMessage."""
         if len(self._codecs) > 1:  # all or nobody: what one codec cannot carry is found before anyone has it
             for codec in self._codecs:
                 outbound.encoded(codec)
         connections = self.connections
         crowded: list[Outbox] = []
-        full: list[tuple[Outbox, bytes]] = []
         wire = None
         frame = b""
         count = 0
@@ -167,21 +201,29 @@ class Outgoing:
                 wire = connection.wire
                 frame = self._finished(outbound, wire)
             outbox = connection.outbox
-            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop:
-                full.append((outbox, frame))
+            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop and waiting.waits_for(outbox):
+                count += outbox.put_beyond(frame)
+                waiting.full.append((outbox, len(frame)))
                 continue
             if outbox.put(frame):
                 count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
-        crowded = [] if outbound.volatile else [outbox for outbox in crowded if waits_for(outbox)]
-        if full or crowded:
-            self.counters["stalls"] += 1
-            deadline = time.perf_counter() + self.limits.stall  # for both kinds together
-            count += self._deliver_to_full(full, deadline, waits_for)
-            stall(crowded, deadline - time.perf_counter())
+        if not outbound.volatile:
+            waiting.crowded += filter(waiting.waits_for, crowded)
         self.counters["sent"] += count
         return count
+
+    def _stall(self, waiting: _Waiting, seconds: float) -> int:
+        """Wait for outboxes that are crowded or overfull; return how many were cut off. Switches greenlets."""
+        if not waiting.full and not waiting.crowded:
+            return 0
+        self.counters["stalls"] += 1
+        deadline = time.perf_counter() + seconds  # for both kinds together
+        cut_off = sum(not outbox.settle(size, deadline - time.perf_counter()) for outbox, size in waiting.full)
+        stall(waiting.crowded, deadline - time.perf_counter())
+        self.counters["sent"] -= cut_off
+        return cut_off
 
     def acknowledge(self, connection: Connection, ack: str | int | None) -> None:
         """Answer what has no result, if an answer was asked for."""

@@ -18,6 +18,9 @@ from realtime import (
     TooManyRooms,
     UnknownClient,
 )
+from realtime.cluster_node import LocalNode
+from realtime.message import JSON, Mark, Outbound
+from realtime.room_log import Entry
 from realtime.testing import KernelTest, MemoryClient
 
 NEWS = {"type": "news", "payload": 1}
@@ -365,3 +368,83 @@ def test_a_reader_that_comes_back_in_time_loses_nothing() -> None:
         assert [slow.receive()["payload"][0] for _ in range(30)] == list(range(30))
         kernel_test.settle()
         assert done == ["done"]
+
+
+def fill(test: KernelTest, client: MemoryClient, size: int) -> None:
+    """Have so many bytes wait for a client that does not read."""
+    client.stop_reading()
+    test.kernel.send(client.id, {"type": "filler", "payload": "x" * size}, ttl=60)
+
+
+def recoverable(**limits: Any) -> KernelTest:
+    """A kernel of small outboxes whose room "chat:tea" keeps its history."""
+    kernel = RealtimeKernel(limits=Limits(outbox=10 * KiB, **limits))
+    kernel.rooms.configure("chat:*", history=100, recover=True)
+    return KernelTest(kernel)
+
+
+def test_a_small_message_of_a_room_does_not_overtake_a_big_one_that_waits_for_room() -> None:
+    with recoverable(stall=5.0) as test:
+        slow = test.connect()
+        test.kernel.rooms.join("chat:tea", slow.id)
+        fill(test, slow, 6_000)
+        sender = gevent.spawn(test.kernel.broadcast, big(1, 6_000), "chat:tea")
+        gevent.idle()
+        assert not sender.ready()  # it waits for room
+        test.kernel.broadcast(big(2, 10), "chat:tea")
+        slow.resume_reading()
+        sender.join(5)
+        test.settle()
+        messages = [message for message in slow.received if message["type"] == "news"]
+        assert [message["payload"][0] for message in messages] == [1, 2]
+        assert messages[-1]["cursor"] == test.kernel.hub.history.log_of("chat:tea").cursor  # type: ignore[union-attr]
+
+
+def from_elsewhere(number: int, size: int) -> Outbound:
+    """A message that another node published in "chat:tea" as its ``number``-th."""
+    message = Outbound(big(number, size), 1, room="chat:tea")
+    return Outbound.relayed({"json": message.encoded(JSON)}, mark=Mark("0123abcd", number, 1e10 + number))
+
+
+def news_and_cursors(client: MemoryClient) -> list[tuple[int, str]]:
+    return [(m["payload"][0], m["cursor"].rpartition("0123abcd")[2]) for m in client.received if m["type"] == "news"]
+
+
+def test_messages_that_waited_for_one_before_them_are_not_overtaken_while_the_first_of_them_waits_for_room() -> None:
+    with recoverable(stall=5.0) as test:
+        node = LocalNode(test.kernel.hub)
+        slow = test.connect()
+        test.kernel.rooms.join("chat:tea", slow.id)
+        fill(test, slow, 6_000)
+        log = test.kernel.hub.history.log_of("chat:tea")
+        assert log is not None
+        log._keep_early(kept(3, 10))
+        log._keep_early(kept(2, 6_000))
+        came = gevent.spawn(node.deliver_to_room, "chat:tea", from_elsewhere(1, 10), ())
+        gevent.idle()
+        assert not came.ready()
+        node.deliver_to_room("chat:tea", from_elsewhere(4, 10), ())
+        slow.resume_reading()
+        came.join(5)
+        test.settle()
+        assert news_and_cursors(slow) == [(number, str(number)) for number in (1, 2, 3, 4)]
+
+
+def kept(number: int, size: int) -> Entry:
+    message = from_elsewhere(number, size)
+    assert message.mark is not None
+    return Entry(*message.mark, "json", message.encoded(JSON))
+
+
+def test_of_messages_that_waited_one_that_does_not_fit_here_is_counted_and_the_others_come() -> None:
+    with recoverable() as test:
+        client = test.connect()
+        test.kernel.rooms.join("chat:tea", client.id)
+        log = test.kernel.hub.history.log_of("chat:tea")
+        assert log is not None
+        for early in (kept(2, 20_000), kept(3, 10)):
+            log._keep_early(early)
+        LocalNode(test.kernel.hub).deliver_to_room("chat:tea", from_elsewhere(1, 10), ())
+        test.settle()
+        assert [number for number, _ in news_and_cursors(client)] == [1, 3]
+        assert test.kernel.stats()["counters"]["relayed_undeliverable"] == 1

@@ -627,6 +627,32 @@ def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
     assert bench.counters["closed_slow_consumer"] == 0
 
 
+def test_what_is_put_beyond_the_limit_keeps_its_place_and_takes_room_from_nobody() -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(b"x" * 60)
+    bench.loop.turn()
+    assert bench.outbox.put_beyond(b"y" * 60)
+    waiting = gevent.spawn(bench.outbox.settle, 60, 5)
+    gevent.sleep(0)
+    assert bench.outbox.put(b"z" * 40)  # it fits, as it would have without what waits
+    bench.open_up(60)
+    assert waiting.get(timeout=20) is True
+    bench.open_up()
+    assert bench.sink.written == b"x" * 60 + b"y" * 60 + b"z" * 40
+    assert bench.outbox.limit == 100
+    assert bench.counters["closed_slow_consumer"] == 0
+
+
+def test_what_was_put_beyond_the_limit_and_does_not_fit_in_time_cuts_the_connection_off() -> None:
+    bench = Bench(room=0)
+    bench.outbox.put(b"x" * 60)
+    bench.loop.turn()
+    assert bench.outbox.put_beyond(b"y" * 60)
+    assert bench.outbox.settle(60, 0) is False
+    assert bench.sink.told[-1] == "overflowed"
+    assert bench.outbox.limit == 100
+
+
 # The end ---------------------------------------------------------------
 
 
