@@ -152,12 +152,12 @@ class Outgoing:
         :raises BadMessage: the payload cannot be encoded.
         """
         waiting = _Waiting(waits_for)
-        count = self._put_to(client_ids, outbound, skip, waiting)
+        count = self._put_to(tuple(client_ids), outbound, skip, waiting)
         return count - self._stall(waiting, self.limits.stall)
 
     def deliver_all(
         self,
-        client_ids: Collection[str],
+        client_ids: Iterable[str],
         messages: Iterable[tuple[Outbound, Collection[str]]],
         *,
         waits_for: Callable[[Outbox], bool] = _always,
@@ -166,6 +166,7 @@ class Outgoing:
 
         As ``deliver_to``, in their order and with nothing between them. One that cannot be sent here is counted.
         """
+        client_ids = tuple(client_ids)
         waiting = _Waiting(waits_for)
         count = stalls = 0
         for outbound, skip in messages:
@@ -182,7 +183,7 @@ class Outgoing:
         log.warning("a message of another node cannot be delivered here: %s", error)
 
     def _put_to(
-        self, client_ids: Iterable[str], outbound: Outbound, skip: Collection[str], waiting: _Waiting
+        self, client_ids: tuple[str, ...], outbound: Outbound, skip: Collection[str], waiting: _Waiting
     ) -> int:
         """Put one message into many outboxes; note which are to be waited for. Raises MessageTooBig, BadMessage."""
         if len(self._codecs) > 1:  # all or nobody: what one codec cannot carry is found before anyone has it
@@ -193,7 +194,7 @@ class Outgoing:
         wire = None
         frame = b""
         count = 0
-        for client_id in tuple(client_ids):
+        for client_id in client_ids:
             connection = connections.get(client_id)
             if connection is None or client_id in skip:
                 continue

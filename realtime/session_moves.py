@@ -29,6 +29,7 @@ from realtime.config import Limits
 from realtime.connection import Connection
 from realtime.conversation import moved
 from realtime.cursors import Position
+from realtime.delivery import Perishable
 from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
 from realtime.message import CODECS, MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
@@ -77,8 +78,11 @@ class _Forward:
         """Send each on."""
         assert self._wire.unfinish is not None
         for frame in frames:
-            body = self._wire.unfinish(bytes(frame))
-            self._moves.relay(self._client_id, self._node, Outbound.relayed({self._wire.codec.name: body}))
+            bodies = {self._wire.codec.name: self._wire.unfinish(bytes(frame))}
+            delivery, expires = (frame.delivery, frame.expires) if isinstance(frame, Perishable) else (None, None)
+            self._moves.relay(
+                self._client_id, self._node, Outbound.relayed(bodies, delivery=delivery, expires=expires)
+            )
         return sum(map(len, frames))
 
     def watch_writable(self) -> None:
@@ -277,7 +281,7 @@ class Moves:
         """Return a session's state; from now on its messages go to the node."""
         self._sessions.cut_off(session, "its client has come back to another node")
         hub, client, ring = self._hub, session.client, session.ring
-        ring.confirm(received)
+        self._sessions.send_again_from(session, received)
         wire = client.wire
         assert wire.unfinish is not None
         rooms = hub.rooms.rooms_for(client.id)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
+from realtime.delivery import Perishable
+
 __all__ = ["Ring"]
 
 SMALLEST = 64  # bytes a frame counts for at least where frames are counted: what the object itself takes
@@ -73,6 +75,17 @@ class Ring:
             self._forget_first()
         return True
 
+    def drop_expired(self, now: float) -> int:
+        """Forget those that are of no use any more: they do not count, as nobody was sent them; return how many.
+
+        For what the client has said that it does not have.
+
+        :param now: seconds of ``time.monotonic()``.
+        """
+        before = len(self.frames)
+        self.replace([frame for frame in self.frames if not _has_expired(frame, now)])
+        return before - len(self.frames)
+
     def clear(self) -> None:
         """Keep none of them any longer."""
         self.first = self.count
@@ -84,3 +97,7 @@ class Ring:
         if frames is not self.frames:
             self.frames = deque(frames)
             self.size = sum(map(len, frames))
+
+
+def _has_expired(frame: bytes, now: float) -> bool:
+    return isinstance(frame, Perishable) and frame.expires is not None and now >= frame.expires

@@ -318,7 +318,7 @@ class Sessions:
         self._away.pop(session, None)
         session.state = State.CARRIED
         session.unwritten = 0
-        session.ring.confirm(wish.received)
+        self.send_again_from(session, wish.received)
         token = self._new_token()
         self._accept(session, wish.token, token)
         self._welcome(client, connection, {"token": token, "resumed": True, "received": session.received})
@@ -332,6 +332,13 @@ class Sessions:
         hub.acknowledge(client, ack)
         for tell in hub.on_resumed:
             tell(client.context)
+
+    def send_again_from(self, session: Session, received: int) -> None:
+        """Of what is kept for a client, keep what it lacks, and of that what is still of use to it."""
+        session.ring.confirm(received)
+        expired = session.ring.drop_expired(monotonic())
+        if expired:
+            self._hub.counters["expired"] += expired
 
     def _read_on(self, client: Connection, connection: Connection) -> None:
         """Read from the new connection if the client's inbox has room."""

@@ -340,7 +340,9 @@ def test_messages_keep_their_policies_while_their_client_is_away(in_thread: InTh
             rig.kernel.send(own, {"type": "log", "payload": [number, "x" * 1000]}, overflow="drop_oldest")
         for number in range(100):
             rig.kernel.send(own, {"type": "price", "payload": number}, conflate="EUR")
-        rig.kernel.send(own, {"type": "end"})
+        rig.kernel.send(own, {"type": "late"}, ttl=0.001)
+        rig.kernel.send(own, {"type": "end"}, ttl=300.0)
+        gevent.sleep(0.005)  # longer than the one is of use
         assert in_thread(peer.resume)["resumed"]
         got = []
         while (message := in_thread(peer.receive))["type"] != "end":
@@ -349,6 +351,8 @@ def test_messages_keep_their_policies_while_their_client_is_away(in_thread: InTh
         logs = [one["payload"][0] for one in got if one["type"] == "log"]
         assert logs == list(range(100 - len(logs), 100))
         assert 5 < len(logs) < 10
+        assert [one for one in got if one["type"] == "late"] == []
+        assert rig.counter("expired") == 1
         assert in_thread(peer.ask, "echo", payload=1) == 1  # and the counts agree
         rig.cut()
         assert in_thread(peer.resume)["resumed"]

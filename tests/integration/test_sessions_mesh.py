@@ -162,6 +162,26 @@ def test_a_client_goes_on_at_another_node(cluster: Cluster, in_thread: InThread)
     assert [("went", own) in node.events for node in cluster.nodes] == [False, True, False]
 
 
+def test_what_expired_meanwhile_does_not_come_at_another_node(cluster: Cluster, in_thread: InThread) -> None:
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    own = peer.welcome["id"]
+    cluster.proxy.cut()
+    kernel = cluster.nodes[0].kernel
+    until(lambda: kernel.stats()["sessions"]["away"], "the server noticed")
+    kernel.send(own, {"type": "late"}, ttl=0.001)
+    kernel.send(own, {"type": "told", "payload": 1}, ttl=300.0)
+    gevent.sleep(0.005)  # longer than the one is of use
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    assert in_thread(peer.receive)["payload"] == 1
+    cluster.settled_at(own, 1)
+    assert in_thread(peer.ask, "echo", payload=2) == 2  # and the counts agree
+    cluster.proxy.cut()
+    assert in_thread(peer.resume)["resumed"]
+    in_thread(peer.close)
+
+
 def test_a_call_goes_on_at_another_node_with_what_it_was_joined_with(in_thread: InThread) -> None:
     cluster = Cluster(size=2, bridges=True)
     try:
