@@ -141,7 +141,7 @@ class History:
             rule = self.rule(room)
             if rule is None:
                 return None
-            found = self._logs[room] = RoomLog(
+            found = RoomLog(
                 room,
                 most=rule.history,
                 most_bytes=self._limits.history_room,
@@ -150,10 +150,11 @@ class History:
                 now=time.time(),
             )
             self._bytes += LOG_COST
+            if self._bytes > self._limits.history:
+                self._evict()  # none of which is the new one
+            self._logs[room] = found
             if self._sweeper is None and self._running:
                 self._sweeper = gevent.spawn(self._sweep)
-            if self._bytes > self._limits.history:
-                self._evict()
         return found
 
     def entered(self, room: str, client_id: str) -> None:
@@ -299,6 +300,8 @@ class History:
         for _ in range(MOST_PARTS):
             question = {"room": room, "position": one.position}
             answers = self._cluster().gather("history", question, SYNC_TIMEOUT)
+            if self._logs.get(room) is not one:
+                return  # nobody is here any more, and it has expired meanwhile
             told = [answer for answer in map(_read_told, answers) if answer is not None]
             self._merge(room, one, [answer.share for answer in told])
             if not any(answer.share.more for answer in told):
@@ -321,6 +324,8 @@ class History:
         gaps = one.gaps
         taken = one.merge(shares, time.time(), in_time=not self.is_current(room))
         self._bytes += one.bytes - bytes_before
+        if self._bytes > self._limits.history:
+            self._evict()
         known = frozenset(before)
         late = {
             (entry.origin, entry.sequence)

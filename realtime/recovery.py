@@ -104,7 +104,7 @@ class Replay:
                 sent += self._send(connection, one, entries, position)
             with history.held(room, connection.id):
                 joined = rooms.join(room, connection.id, presence=presence)
-                recovery = self._catch_up(connection, room, one, position, joined)
+                recovery = self._catch_up(connection, room, position, joined)
                 return recovery._replace(replayed=sent + recovery.replayed)
         except (BadMessage, MessageTooBig) as error:
             log.warning("what client %s missed of room %r cannot be sent to it: %s", connection.id, room, error)
@@ -125,16 +125,14 @@ class Replay:
 
         The caller holds it in the room, and joined it to it.
         """
-        one = self._history.log_of(room)
-        if one is None:
-            return Recovery(False, "the room keeps no history here")
         self._history.entered(room, connection.id)
-        return self._catch_up(connection, room, one, position, True)
+        return self._catch_up(connection, room, position, True)
 
-    def _catch_up(
-        self, connection: Connection, room: str, one: RoomLog, position: Position, joined: bool
-    ) -> Recovery:
+    def _catch_up(self, connection: Connection, room: str, position: Position, joined: bool) -> Recovery:
         """Replay until there is nothing more: then what is new goes to the member, with no switch in between."""
+        one = self._history.log_of(room)  # which stays from now on; the one before may have expired while it was read
+        if one is None:
+            return Recovery(False, "the room keeps no history here", joined=joined)
         if one.is_behind(position):  # the client was faster than what it had seen on another node
             self._history.sync(room)
         replayed = 0

@@ -460,6 +460,43 @@ def test_300_are_replayed_at_most_though_more_come_meanwhile(
     assert got == list(range(2000))
 
 
+def test_who_reads_so_slowly_that_all_expires_meanwhile_is_told_that_more_may_be_missing() -> None:
+    kernel = RealtimeKernel(limits=Limits(outbox=10 * KiB))
+    kernel.rooms.configure("chat:*", join=True, history=100, recover=True)
+    with KernelTest(kernel) as kernel_test:
+        gone, slow = kernel_test.connect(), kernel_test.connect()
+        cursor = join(gone)["cursor"]
+        gone.kill()
+        for number in range(20):
+            kernel.broadcast({"type": "said", "payload": [number, "x" * 1000]}, "chat:tea")
+        slow.stop_reading()
+        slow.send({"type": "system:join", "room": "chat:tea", "payload": {"since": cursor}, "ack": 1})
+        wait_until(lambda: kernel.hub.connections[slow.id].outbox.size > 7000)
+        kernel.hub.history.sweep(time.time() + 1000)
+        assert kernel.hub.history.stats()["rooms"] == 0
+        kernel.broadcast({"type": "said", "payload": [20, ""]}, "chat:tea")  # the log that is read from misses it
+        slow.resume_reading()
+        assert [slow.receive()["payload"][0] for _ in range(20)] == list(range(20))
+        result = slow.receive()["payload"]["result"]
+        assert (result["recovered"], result["replayed"]) == (False, 20)
+
+
+def test_what_is_counted_as_kept_is_kept_also_where_more_rooms_have_members_than_there_is_room_for() -> None:
+    kernel = RealtimeKernel(limits=Limits(history=5000, history_room=5000))
+    kernel.rooms.configure("chat:*", join=True, history=100, recover=True)
+    with KernelTest(kernel) as kernel_test:
+        client = kernel_test.connect()
+        for name in "abcd":
+            join(client, room=f"chat:{name}")
+        for name in "efgh":
+            for number in range(3):
+                kernel.broadcast({"type": "said", "payload": number}, f"chat:{name}")
+        client.close()
+        kernel_test.settle()
+        kernel.hub.history.sweep(time.time() + 1000)
+        assert kernel.hub.history.stats() == {"rooms": 0, "messages": 0, "bytes": 0}
+
+
 # Between nodes ----------------------------------------------------------------------------------------------------
 
 
