@@ -157,6 +157,11 @@ class Outbox:
             self.flush()
         return True
 
+    @property
+    def waiting(self) -> int:
+        """How many frames wait, with one that is half sent."""
+        return len(self._frames)
+
     def put_unbounded(self, frame: bytes) -> bool:
         """Append one frame whatever its size: for callers that wait for room first and own its memory."""
         if self.closed:

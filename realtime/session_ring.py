@@ -42,15 +42,14 @@ class Ring:
         self.size += len(frame)
         return self.size > self._bound or len(self.frames) > self._most
 
-    def trim(self, unwritten: int) -> None:
-        """Forget the oldest that are too many; of ``unwritten`` bytes at the end none.
+    def trim(self, unwritten: int, waiting: int) -> None:
+        """Forget the oldest that are too many; of the last ``waiting`` frames, ``unwritten`` bytes, none.
 
         A client that says in time what it has never loses one to this.
         """
         frames = self.frames
-        while frames and (
-            self.size - unwritten > self._bound
-            or (len(frames) > self._most and self.size - unwritten >= len(frames[0]))
+        while len(frames) > waiting and (
+            self.size - unwritten > self._bound or len(frames) - waiting > self._most
         ):
             self._forget_first()
 

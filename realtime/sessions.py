@@ -118,7 +118,7 @@ class Line(Keeper):
         """A message for the client was accepted."""
         ring = self.session.ring
         if ring.add(frame):
-            ring.trim(self.outbox.size)
+            ring.trim(self.outbox.size, self.outbox.waiting)
 
     def unkeep(self, frame: bytes) -> None:
         """One that waited was dropped."""

@@ -35,7 +35,7 @@ class RingModel(RuleBasedStateMachine):
         frame = bytes([len(self.sent) % 256]) * size
         self.sent.append(frame)
         if self.ring.add(frame):
-            self.ring.trim(self.unwritten)
+            self.ring.trim(self.unwritten, len(self.sent) - self.written)
 
     @rule(share=st.floats(0, 1))
     def write(self, share: float) -> None:
@@ -75,6 +75,15 @@ class RingModel(RuleBasedStateMachine):
 
 
 TestRing = RingModel.TestCase
+
+
+def test_small_messages_that_wait_push_out_none_that_were_written() -> None:
+    ring = Ring(BOUND)
+    most = BOUND // 64
+    for written in range(2 * most):
+        if ring.add(b"x"):
+            ring.trim(max(0, written + 1 - most), max(0, written + 1 - most))
+    assert (ring.first, ring.count) == (0, 2 * most)
 
 
 @given(st.integers(0, 200_000), st.booleans())
