@@ -198,8 +198,10 @@ class Cluster(ABC):
     ) -> None:
         """Ask a node; ``then`` is told the answer before anything else that the node sends after it.
 
+        Where the question is lost at once, ``then`` may be told so before this returns. Not where this raises.
+
         :raises ConnectionClosed: there is no such node.
-        :raises BadMessage: arguments that cannot be sent.
+        :raises BadMessage, MessageTooBig: arguments that cannot be sent.
         """
 
     @abstractmethod

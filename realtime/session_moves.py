@@ -147,6 +147,7 @@ class Moves:
             "node": self._hub.cluster.node_id,
         }
         then = partial(self._answered, connection, wish, ack, hops)
+        self._claiming.add(connection)  # before: where the question is lost at once, so is the answer told
         try:
             timeout = CLAIM_TIMEOUT if self._hub.cluster.reaches(node) else CLAIM_PATIENCE
             self._hub.cluster.ask_node(node, "claim", question, timeout, then)
@@ -155,8 +156,6 @@ class Moves:
         except RealtimeError as error:
             log.debug("node %s cannot be asked for a session: %s", node, error)
             self._refuse(connection, ack, Refusal.UNREACHABLE)
-        else:
-            self._claiming.add(connection)
 
     def is_claiming(self, connection: Connection) -> bool:
         """Tell whether a connection waits for the answer of a node."""

@@ -351,13 +351,12 @@ class NetworkCluster(Cluster):
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
     ) -> None:
-        """Ask a node; ``then`` is told the answer. Raises ConnectionClosed, BadMessage."""
+        """Ask a node; ``then`` is told the answer. Raises ConnectionClosed, BadMessage, MessageTooBig."""
         token = next(self._tokens)
         body = pack_question(operation, arguments)
-        self._asked[token] = then
         if not self._core.call_node(token, node, body, timeout=timeout, now=self._live.network.now):
-            del self._asked[token]
             raise ConnectionClosed(1006, f"there is no node {node!r}")
+        self._asked[token] = then
         self._live.act()
 
     def forward(self, node: str, client_id: str, message: Outbound) -> None:

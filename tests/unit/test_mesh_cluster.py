@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from realtime.cluster import Alone, Then
 from realtime.cluster_node import MOST_STALLS, _Patience
-from realtime.errors import NotConfirmed
+from realtime.errors import ConnectionClosed, MessageTooBig, NotConfirmed
 from realtime.message import Outbound
-from realtime.protocols.mesh_actions import Action, Confirmed, ConfirmFailed
+from realtime.protocols.mesh_actions import Action, CallLost, Confirmed, ConfirmFailed
 from realtime.protocols.mesh_outgoing import Published
+from realtime.testing import KernelTest
 from realtime.transports.mesh_cluster import MeshCluster
 
 
@@ -75,3 +77,51 @@ def test_patience_does_not_remember_who_has_gone() -> None:
         patience.waits_for(gone)  # type: ignore[arg-type]
         gone.closed = True
     assert len(patience._stalls) == 1
+
+
+class Refusing:
+    """An engine that sends no question: too large, or lost at once."""
+
+    def __init__(self, cluster: MeshCluster, error: Exception | None) -> None:
+        self.core = SimpleNamespace(call_node=self._call_node)
+        self._cluster = cluster
+        self._error = error
+        self._lost: list[int] = []
+
+    def _call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> bool:
+        if self._error is not None:
+            raise self._error
+        self._lost.append(token)
+        return True
+
+    def act(self) -> None:
+        for token in self._lost:
+            self._cluster.resolved(CallLost(token, "busy"))
+
+
+@pytest.mark.parametrize("error", [None, MessageTooBig("too much")])
+def test_a_question_that_is_never_sent_is_forgotten(error: Exception | None) -> None:
+    cluster = cluster_with()
+    cluster.engine = Refusing(cluster, error)  # type: ignore[assignment]
+    answers: list[Any] = []
+    with nullcontext() if error is None else pytest.raises(MessageTooBig):
+        cluster.ask_node("ann", "claim", {}, 1.0, lambda result, lost: answers.append(lost))
+    assert [type(answer) for answer in answers] == ([ConnectionClosed] if error is None else [])
+    assert cluster._asked == {}
+
+
+def test_who_asks_for_a_session_that_cannot_be_asked_for_is_remembered_no_more(kernel_test: KernelTest) -> None:
+    class Lost(Alone):
+        def node_ids(self) -> list[str]:
+            return ["ann"]
+
+        def ask_node(self, node: str, operation: str, arguments: Any, timeout: float, then: Then) -> None:
+            then(None, ConnectionClosed(1006, "the question was lost on the way"))
+
+    hub = kernel_test.kernel.hub
+    hub.join_cluster(Lost())
+    client = kernel_test.connect()
+    client.send({"type": "system:hello", "payload": {"session": {"token": "ann.token", "received": 0}}})
+    about = client.receive()["payload"]["session"]
+    assert (about["resumed"], about["reason"]) == (False, "its node cannot be reached")
+    assert not hub.sessions.moves.is_claiming(hub.connections[client.id])
