@@ -231,6 +231,8 @@ class Moves:
     def _carry_on(self, client: Connection, room: str, position: Position, hold: AbstractContextManager[None]) -> None:
         """In a worker: send what came to a room that keeps its history since the old node let go of the client."""
         try:
+            if not self._hub.rooms.contains_here(room, client.id):
+                return  # gone, or it has left meanwhile
             recovery = Replay(self._hub).carry_on(client, room, position)
             if not recovery.recovered:
                 log.warning("client %s has missed messages of %r on its way: %s", client.id, room, recovery.reason)

@@ -26,6 +26,8 @@ from realtime import (
     WebSocketTransport,
 )
 
+from realtime.recovery import Replay
+
 if TYPE_CHECKING:
     from tests.conftest import InThread
 
@@ -224,7 +226,11 @@ def test_who_says_goodbye_while_it_is_handed_over_is_gone_at_once(cluster: Clust
     peer = SessionPeer(cluster.url)
     in_thread(peer.connect)
     own = peer.welcome["id"]
-    in_thread(peer.ask, "join", room="tea")
+    for room in ("tea", "kept:tea"):
+        in_thread(peer.ask, "join", room=room)
+    kept = old.kernel.hub.history.log_of("kept:tea")
+    assert kept is not None
+    cursor = kept.cursor
     in_thread(peer.send, "busy")
     assert busy.wait(PATIENCE)
     cluster.proxy.cut()
@@ -240,6 +246,13 @@ def test_who_says_goodbye_while_it_is_handed_over_is_gone_at_once(cluster: Clust
     until(lambda: not any(node.kernel.rooms.members("tea") for node in cluster.nodes), "all know that it is gone")
     until(lambda: not any(node.kernel.stats()["sessions"]["open"] for node in cluster.nodes), "nobody waits for it")
     assert ("went", own) not in old.events
+    until(lambda: not new.kernel.hub.workers.busy, "what it missed was looked for")
+    old.kernel.broadcast({"type": "said", "payload": 1}, "kept:tea")  # which goes to no other node
+    later = SessionPeer(f"ws://127.0.0.1:{new.sockets.port}/realtime")
+    in_thread(later.connect)
+    recovery = Replay(new.kernel.hub).join(new.kernel.hub.connections[later.welcome["id"]], "kept:tea", cursor)
+    assert (recovery.recovered, recovery.replayed) == (True, 1)
+    in_thread(later.close)
 
 
 def test_it_may_move_on_and_come_home(cluster: Cluster, in_thread: InThread) -> None:
