@@ -104,8 +104,8 @@ class RoomManager:
         self.adopt(room, client_id)
         if self.rules.shows_presence(room) if presence is None else presence:
             self.watch.watch(room, client_id)
-        if self.rules.keep_history and self.keeper is not None:
-            self.keeper.entered(room, client_id)
+        if self.rules.keep_history and self.keeper is not None and self.contains_here(room, client_id):
+            self.keeper.entered(room, client_id)  # not for one that was too slow for what it has just been told
         return True
 
     def adopt(self, room: str, client_id: str) -> None:

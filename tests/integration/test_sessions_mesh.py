@@ -25,7 +25,6 @@ from realtime import (
     WebRTCSignalingBridge,
     WebSocketTransport,
 )
-
 from realtime.recovery import Replay
 
 if TYPE_CHECKING:

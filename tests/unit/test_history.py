@@ -497,6 +497,18 @@ def test_what_is_counted_as_kept_is_kept_also_where_more_rooms_have_members_than
         assert kernel.hub.history.stats() == {"rooms": 0, "messages": 0, "bytes": 0}
 
 
+def test_who_is_cut_off_by_what_joining_tells_it_is_in_no_room() -> None:
+    kernel = RealtimeKernel(limits=Limits(outbox=10 * KiB))
+    kernel.rooms.configure("chat:*", history=100, recover=True, presence=True)
+    with KernelTest(kernel) as kernel_test:
+        slow = kernel_test.connect()
+        slow.stop_reading()
+        kernel.send(slow.id, {"type": "filler", "payload": "x" * 10_100})
+        kernel.rooms.join("chat:tea", slow.id)
+        assert slow.id not in kernel.hub.connections
+        assert not kernel.hub.history.is_current("chat:tea")
+
+
 # Between nodes ----------------------------------------------------------------------------------------------------
 
 
