@@ -105,7 +105,7 @@ class Lanes:
     def start_beside(self, connection: Connection, message: Message, job: Callable[[], None]) -> bool:
         """Run the job of a message that need not wait for the client's others, once it has its turn.
 
-        False if enough of them run beside already, or wait to: see ``Hub.run_beside``.
+        False if enough of them run beside already, or wait to: see ``Inboxes.run_beside``.
         """
         if connection.concurrent >= self._hub.limits.concurrent - 1:
             return False
