@@ -31,6 +31,8 @@ def _always(outbox: Outbox) -> bool:
 class _Waiting:
     """Outboxes to stall for: ``crowded``, and ``full`` with the bytes that each got beyond its limit."""
 
+    __slots__ = ("crowded", "full", "waits_for")
+
     def __init__(self, waits_for: Callable[[Outbox], bool]) -> None:
         self.waits_for = waits_for
         self.crowded: list[Outbox] = []
@@ -210,7 +212,7 @@ class Outgoing:
                 count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
-        if not outbound.volatile:
+        if crowded and not outbound.volatile:
             waiting.crowded += filter(waiting.waits_for, crowded)
         self.counters["sent"] += count
         return count
