@@ -188,11 +188,11 @@ class Outbox:
         :param timeout: seconds.
         :returns: False if it was cut off.
         """
-        self._wait_until(lambda: self._is_within(size), timeout)
-        if self.closed:
-            return True
-        self.limit -= size
-        if self.size > self.limit:
+        try:
+            self._wait_until(lambda: self._is_within(size), timeout)
+        finally:  # whatever ends the waiting
+            self.limit -= size
+        if self.size > self.limit and not self.closed:
             self._overflow()
             return False
         return True

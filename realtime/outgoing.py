@@ -223,7 +223,13 @@ class Outgoing:
             return 0
         self.counters["stalls"] += 1
         deadline = time.perf_counter() + seconds  # for both kinds together
-        cut_off = sum(not outbox.settle(size, deadline - time.perf_counter()) for outbox, size in waiting.full)
+        cut_off = 0
+        unsettled = iter(waiting.full)
+        try:
+            for outbox, size in unsettled:
+                cut_off += not outbox.settle(size, deadline - time.perf_counter())
+        finally:  # a timeout of the caller's may end the waiting, never the bounds
+            cut_off += sum(not outbox.settle(size, 0) for outbox, size in unsettled)
         stall(waiting.crowded, deadline - time.perf_counter())
         self.counters["sent"] -= cut_off
         return cut_off

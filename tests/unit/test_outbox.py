@@ -707,3 +707,19 @@ def test_an_unbounded_frame_is_taken_whatever_its_size_and_the_limit_holds_again
 def test_the_high_water_mark_is_a_share_of_the_limit(share: float) -> None:
     outbox = Outbox(FakeSink(), Flusher(Loop(), Counter()), Limits(outbox=200, park_above=share))
     assert outbox.park_at == 200 * share
+
+
+def test_a_timeout_of_whoever_waits_leaves_the_bound_as_it_was() -> None:
+    bench = Bench(room=0)
+    before = bench.outbox.limit
+    bench.outbox.put(b"x" * before)
+    bench.loop.turn()
+    assert bench.outbox.put_beyond(b"y" * 10)
+
+    def wait() -> bool:
+        with gevent.Timeout(0.01, False):
+            bench.outbox.settle(10, 30)
+        return True
+
+    assert gevent.spawn(wait).get(timeout=30)
+    assert bench.outbox.limit == before
