@@ -1,4 +1,4 @@
-"""Runs the tests in six processes side by side, as many of them mostly wait: see GROUPS.
+"""Runs the tests in seven processes side by side, as many of them mostly wait: see GROUPS.
 
     python tests/run.py                    all of them
     python tests/run.py tests/unit -x      exactly what pytest would do with these arguments, in one process
@@ -21,7 +21,8 @@ def _files(*patterns: str) -> list[str]:
 
 
 _OF_THEIR_OWN = {
-    "calls and examples in browsers": _files("test_webrtc_*.py", "test_examples_flask.py", "test_examples_webrtc.py"),
+    "calls": _files("test_webrtc_*.py"),
+    "examples in browsers": _files("test_examples_flask.py", "test_examples_webrtc.py"),
     "browsers and Node": _files(
         "test_browser.py", "test_page_left.py", "test_javascript_*.py", "test_*_javascript.py", "test_npm_ws.py"
     ),

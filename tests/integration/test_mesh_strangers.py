@@ -242,7 +242,8 @@ def test_an_address_that_is_none_is_tried_in_vain_like_others(start: Start, addr
     with Peer(ann, address=address) as peer:
         peer.open()
     eventually(lambda: ann.counter("dial_failures") >= 2, "tried, and tried again")
-    ann.logged(f"cannot link with {address}")
+    if not address.startswith("unix:"):  # a socket that went with its process is nothing to warn of
+        ann.logged(f"cannot link with {address}")
 
 
 # TLS ------------------------------------------------------------------------------------------------------------
