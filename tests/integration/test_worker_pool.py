@@ -18,6 +18,7 @@ from requirements import module
 from worker_rig import (
     ENOUGH,
     KERNEL,
+    NEVER_READY_AGAIN,
     SCRIPT,
     SOCKET,
     Pool,
@@ -364,18 +365,7 @@ def test_a_reload_of_broken_code_leaves_the_old_workers_and_the_next_one_mends_i
 
 
 def test_a_new_process_that_never_gets_ready_is_killed_and_the_old_one_kept(tmp_path: Path) -> None:
-    text = f"""{SCRIPT}
-import time
-
-def setup(worker):
-    global worker_here
-    worker_here = worker.generation
-    while worker.generation == 2:
-        time.sleep(1)
-    return make_kernel()
-
-WorkerPool(1, setup, options=PoolOptions(start=5)).run()
-"""
+    text = f"{NEVER_READY_AGAIN}WorkerPool(1, setup, options=PoolOptions(start=5)).run()\n"
     with Pool(write(tmp_path, text)) as pool, connect(pool.url) as client:
         pool.tell(signal.SIGHUP)
         pool.wait_for("worker 0: still starting after its time, killed")

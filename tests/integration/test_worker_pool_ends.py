@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 from programs import PATIENCE, Program
-from worker_rig import KERNEL, SCRIPT, Pool, ask, close_code, connect, gone_afterwards, is_refused, run, write
+from worker_rig import (
+    KERNEL,
+    NEVER_READY_AGAIN,
+    SCRIPT,
+    Pool,
+    ask,
+    close_code,
+    connect,
+    gone_afterwards,
+    is_refused,
+    run,
+    write,
+)
 
 from realtime import ConfigurationError, PoolOptions, WorkerPool
 from realtime.transports.memory import MemoryTransport
@@ -46,18 +58,7 @@ atexit.register(lambda: os.write(1, f"exit function {{os.getpid()}}\\n".encode()
 
 
 def test_a_signal_in_the_middle_of_a_reload_ends_old_and_new_processes(tmp_path: Path) -> None:
-    text = f"""{SCRIPT}
-import time
-
-def setup(worker):
-    global worker_here
-    worker_here = worker.generation
-    while worker.generation == 2:
-        time.sleep(1)
-    return make_kernel()
-
-WorkerPool(2, setup).run()
-"""
+    text = f"{NEVER_READY_AGAIN}WorkerPool(2, setup).run()\n"
     with Pool(write(tmp_path, text)) as pool, connect(pool.url) as client:
         assert ask(client)[1] == 1
         pool.tell(signal.SIGHUP)

@@ -46,6 +46,19 @@ def make_kernel():
 
     return kernel
 """
+
+# up to setup: the first process of each worker serves, the second never gets ready
+NEVER_READY_AGAIN = f"""{SCRIPT}
+import time
+
+def setup(worker):
+    global worker_here
+    worker_here = worker.generation
+    while worker.generation == 2:
+        time.sleep(1)
+    return make_kernel()
+
+"""
 ENOUGH = 400  # connections: that all of them meet the same one of two or three workers will not happen
 
 
