@@ -99,6 +99,9 @@ class Cluster(ABC):
     None of these switches greenlets unless it says so, as rooms and presence are asked in the middle of a delivery.
     So an engine that keeps its truth elsewhere, in hashes of a Redis for instance, answers from a copy that what it
     is told keeps up to date, and hands on what it sends to a greenlet of its own.
+
+    What is told without a switch in between reaches each other node together: a client that came by moving is in its
+    rooms there from the first moment.
     """
 
     node_id: str = ""
@@ -196,7 +199,8 @@ class Cluster(ABC):
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
     ) -> None:
-        """Ask a node; ``then`` is told the answer before anything else that the node sends after it.
+        """Ask a node; ``then`` is told the answer in the order of what the node sends: what it sent before has been
+        delivered to the clients here, and nothing that it sent after.
 
         Where the question is lost at once, ``then`` may be told so before this returns. Not where this raises.
 

@@ -115,9 +115,10 @@ class MeshEvent(Struct, frozen=True):
 
 
 class CallAnswered(Struct, frozen=True):
-    """The answer to a call, or a part of it, after which ``more`` follows."""
+    """The answer of a node to a call, or a part of it, after which ``more`` follows."""
 
     token: int
+    node: str
     ok: bool
     body: bytes
     more: bool = False

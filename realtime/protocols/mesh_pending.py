@@ -49,7 +49,7 @@ class Pending:
             return None
         if not more:
             del self._waiting[token]
-        return CallAnswered(token, ok, body, more)
+        return CallAnswered(token, node, ok, body, more)
 
     def delivered(self, token: int, node: str, count: int) -> Action | None:
         """A node confirmed a message; None if it was not asked, or too late."""

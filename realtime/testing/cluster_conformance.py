@@ -7,11 +7,12 @@ It imports no test framework: its methods are plain functions named ``test_*`` t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import gevent
+from gevent.event import AsyncResult
 
 from realtime.connection import Context
 from realtime.errors import CallFailed, ConnectionClosed, NotConfirmed, TimedOut, UnknownClient
@@ -359,6 +360,32 @@ class ClusterConformance(LivePresenceConformance):
             again = presence.get(there.id)
             assert again is not None
             assert (again["metadata"], again["rooms"]) == ({"name": "Ada"}, [])
+
+    def test_an_answer_of_a_node_has_its_place_among_the_messages_it_sends(self) -> None:
+        with self.cluster() as nodes:
+            asking, asked = (node.kernel for node in nodes)
+            member = nodes[0].connect()
+            self._join(nodes, "tea", (nodes[0], member))
+
+            def say(count: int) -> None:
+                for number in range(count):
+                    asked.broadcast({"type": "said", "payload": number}, "tea")
+
+            def answer(arguments: Mapping[str, Any]) -> str:
+                say(30)
+                gevent.spawn(say, 5)  # once the answer has left
+                return "said"
+
+            asked.hub.node_operations["say"] = answer
+            before = asking.hub.counters["sent"]
+            outcome: AsyncResult[Any] = AsyncResult()
+
+            def then(result: Any, error: Exception | None) -> None:
+                outcome.set((result, error, asking.hub.counters["sent"] - before))
+
+            asking.hub.cluster.ask_node(asked.hub.cluster.node_id, "say", {}, PATIENCE, then)
+            assert outcome.get(timeout=PATIENCE) == ("said", None, 30)
+            assert [member.receive()["payload"] for _ in range(35)] == [*range(30), *range(5)]
 
     def test_clients_of_a_node_that_stops_are_gone_at_once(self) -> None:
         with self.cluster() as nodes:

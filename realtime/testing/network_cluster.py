@@ -71,6 +71,7 @@ class LiveNetwork:
         self._began = monotonic()
         self._wake = Event()
         self._users = 0
+        self._scheduled = False
         self._clock: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
@@ -91,6 +92,16 @@ class LiveNetwork:
         """Carry out what cores were asked for."""
         self.network.flush()
         self._wake.set()
+
+    def act_soon(self) -> None:
+        """As ``act``, once this turn is over: so that changes of one turn reach other nodes together."""
+        if not self._scheduled:
+            self._scheduled = True
+            gevent.get_hub().loop.run_callback(self._act_once)
+
+    def _act_once(self) -> None:
+        self._scheduled = False
+        self.act()
 
     def _keep_time(self) -> None:
         network = self.network
@@ -116,7 +127,7 @@ class NetworkCluster(Cluster):
         self._asked: dict[int, Then] = {}
         self._unconfirmed: dict[int, dict[str, Confirmed | ConfirmFailed]] = {}
         self._changed = Event()
-        self._inbound: deque[DeliverToRoom | DeliverToClient | RunCall] = deque()
+        self._inbound: deque[Callable[[], None]] = deque()
         self._came = Event()
         self._delivering = gevent.spawn(self._deliver_all)
 
@@ -132,11 +143,12 @@ class NetworkCluster(Cluster):
     def take(self, action: Action) -> None:
         """Carry out one action. Never waits."""
         if isinstance(action, (DeliverToRoom, DeliverToClient, RunCall)):
-            self._inbound.append(action)
-            self._came.set()
+            self._in_order(partial(self._deliver, action))
         elif isinstance(action, (CallAnswered, CallLost)):
             then, answer = self._asked.pop(action.token, None), self._answers.get(action.token)
-            if then is not None:
+            if then is not None and isinstance(action, CallAnswered):
+                self._in_order(partial(then, *_outcome(action)))
+            elif then is not None:
                 then(*_outcome(action))
             elif answer is not None:
                 _resolve(answer, action)
@@ -154,11 +166,15 @@ class NetworkCluster(Cluster):
         elif isinstance(action, MetadataReplaced):
             self._local.client_changed(action.client)
 
+    def _in_order(self, job: Callable[[], None]) -> None:
+        self._inbound.append(job)
+        self._came.set()
+
     def _deliver_all(self) -> None:
         with suppress(GreenletExit):
             while True:
                 while self._inbound:
-                    self._deliver(self._inbound.popleft())
+                    self._inbound.popleft()()
                 self._came.wait()
                 self._came.clear()
 
@@ -199,12 +215,12 @@ class NetworkCluster(Cluster):
     ) -> None:
         """A client connected to this node."""
         self._core.client_came(client_id, metadata, connected_at, codec, key)
-        self._live.act()
+        self._live.act_soon()
 
     def client_went(self, client_id: str) -> None:
         """A client of this node is gone."""
         self._core.client_went(client_id)
-        self._live.act()
+        self._live.act_soon()
 
     def client_moved(self, client_id: str) -> None:
         """A client of this node is one of another now."""
@@ -213,17 +229,17 @@ class NetworkCluster(Cluster):
     def room_joined(self, room: str, client_id: str) -> None:
         """A client of this node is in a room now."""
         self._core.room_joined(room, client_id)
-        self._live.act()
+        self._live.act_soon()
 
     def room_left(self, room: str, client_id: str) -> None:
         """A client of this node left a room."""
         self._core.room_left(room, client_id)
-        self._live.act()
+        self._live.act_soon()
 
     def metadata_replaced(self, client_id: str, metadata: Mapping[str, Any]) -> None:
         """A client of this node shows other metadata now."""
         self._core.metadata_replaced(client_id, metadata)
-        self._live.act()
+        self._live.act_soon()
 
     # Asked ---------------------------------------------------------------------------------------------------
 
@@ -351,7 +367,7 @@ class NetworkCluster(Cluster):
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
     ) -> None:
-        """Ask a node; ``then`` is told the answer. Raises ConnectionClosed, BadMessage, MessageTooBig."""
+        """Ask a node; ``then`` is told the answer, in order. Raises ConnectionClosed, BadMessage, MessageTooBig."""
         token = next(self._tokens)
         body = pack_question(operation, arguments)
         if not self._core.call_node(token, node, body, timeout=timeout, now=self._live.network.now):

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -300,7 +301,7 @@ class MeshCluster(Cluster):
     def ask_node(
         self, node: str, operation: str, arguments: Mapping[str, Any], timeout: float, then: Then
     ) -> None:
-        """Ask a node; ``then`` is told the answer. Raises ConnectionClosed, BadMessage, MessageTooBig."""
+        """Ask a node; ``then`` is told the answer, in order. Raises ConnectionClosed, BadMessage, MessageTooBig."""
         token = next(self._tokens)
         body = pack_question(operation, arguments)
         if not self.engine.core.call_node(token, node, body, timeout=timeout, now=monotonic()):
@@ -347,7 +348,11 @@ class MeshCluster(Cluster):
             return
         then = self._asked.pop(action.token, None)
         if then is not None:
-            then(*_outcome(action))
+            told = partial(then, *_outcome(action))
+            if isinstance(action, CallAnswered):
+                self.engine.in_order(action.node, told)
+            else:
+                told()
             return
         answer = self._questions.get(action.token)
         if answer is None:

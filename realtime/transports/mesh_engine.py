@@ -77,7 +77,7 @@ class Engine(LinkUser):
         self._news = news
         self._run_job = run
         self._acting = False
-        self._inbound: dict[str, deque[tuple[Action, float]]] = {}  # each with when it came
+        self._inbound: dict[str, deque[Callable[[], None]]] = {}  # what is to be done in the order of each node
         self._settling: dict[str, Event] = {}  # nodes whose messages are being delivered
         self._calls: Counter[str] = Counter()  # under way here, by the node that asked
         self._scheduled = False
@@ -205,7 +205,11 @@ class Engine(LinkUser):
             link.part(action.reason, action.details)
 
     def _queue(self, action: DeliverToRoom | DeliverToClient | RunCall) -> None:
-        self._inbound.setdefault(action.origin, deque()).append((action, monotonic()))
+        self.in_order(action.origin, partial(self._deliver, action, monotonic()))
+
+    def in_order(self, node: str, job: Callable[[], None]) -> None:
+        """Do something once all that came from a node before is delivered, and before what comes after it."""
+        self._inbound.setdefault(node, deque()).append(job)
 
     # Links ---------------------------------------------------------------------------------------------
 
@@ -254,16 +258,19 @@ class Engine(LinkUser):
                 self._inbound.pop(node, None)
         self.act()
 
-    def _deliver_all(self, node: str, inbound: deque[tuple[Action, float]]) -> None:
+    def _deliver_all(self, node: str, inbound: deque[Callable[[], None]]) -> None:
         said_at = monotonic()
         while inbound:
-            self._deliver(*inbound.popleft())
+            try:
+                inbound.popleft()()
+            except Exception:
+                log.exception("what came from node %s failed", node)
             now = monotonic()
             if now - said_at > _SIGN_OF_LIFE:
                 said_at = now
                 self.core.alive(node, now)  # slow clients hold us up: that we do not read is not its silence
 
-    def _deliver(self, action: Action, came_at: float) -> None:
+    def _deliver(self, action: DeliverToRoom | DeliverToClient | RunCall, came_at: float) -> None:
         try:
             if isinstance(action, DeliverToRoom):
                 message = _relayed(action, came_at)
@@ -273,7 +280,7 @@ class Engine(LinkUser):
             elif isinstance(action, DeliverToClient):
                 message = _relayed(action, came_at)
                 self._node.deliver_to_client(action.client, message)
-            elif isinstance(action, RunCall):
+            else:
                 self._begin_call(action)
         except BadMessage as error:
             self.core.counters["refused_bad_message"] += 1

@@ -365,7 +365,7 @@ def test_sends_and_calls_find_their_client_and_know_when_there_is_none() -> None
         DeliverToClient("ann", "bob1", BOTH, None),
         RunCall("ann", 5, "bob1", b"question", 2.0),
     ]
-    assert told(ann, CallAnswered, CallLost) == [CallAnswered(5, True, b"question")]
+    assert told(ann, CallAnswered, CallLost) == [CallAnswered(5, "bob", True, b"question")]
     made.run(9.0)
     assert len(told(ann, CallAnswered, CallLost)) == 1
 
@@ -479,7 +479,7 @@ def test_a_call_that_was_lost_in_a_gap_ends_at_once() -> None:
     ann.core.call(6, "bob1", b"kept", timeout=60.0, now=made.now)
     made.flush()
     made.run(3.0)
-    assert told(ann, CallLost, CallAnswered) == [CallLost(5, "lost"), CallAnswered(6, True, b"kept")]
+    assert told(ann, CallLost, CallAnswered) == [CallLost(5, "lost"), CallAnswered(6, "bob", True, b"kept")]
 
 
 def test_a_large_state_crosses_in_pieces_while_messages_go_on() -> None:
