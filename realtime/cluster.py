@@ -150,10 +150,16 @@ class Cluster(ABC):
 
     @abstractmethod
     def publish_confirmed(
-        self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
+        self,
+        room: str | None,
+        message: Outbound,
+        except_ids: Collection[str],
+        timeout: float,
+        sent: Callable[[], None],
     ) -> int:
         """As ``publish``; parks until every node it went to has delivered it, and returns to how many clients.
 
+        :param sent: is called once it is on its way. May switch.
         :raises NotConfirmed: not all of them said so within ``timeout`` seconds; names those that did not.
         """
 
@@ -284,9 +290,15 @@ class Alone(Cluster):
         return 0
 
     def publish_confirmed(
-        self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
+        self,
+        room: str | None,
+        message: Outbound,
+        except_ids: Collection[str],
+        timeout: float,
+        sent: Callable[[], None],
     ) -> int:
         """Nobody is elsewhere, so everybody has confirmed."""
+        sent()
         return 0
 
     def call_room(

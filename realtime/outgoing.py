@@ -16,7 +16,7 @@ from realtime.errors import BadMessage, ConnectionClosed, MessageTooBig
 from realtime.message import Codec, Message, Outbound, Wire
 from realtime.outbox import Outbox, stall
 
-__all__ = ["Outgoing"]
+__all__ = ["Outgoing", "Receivers"]
 
 log = logging.getLogger("realtime")
 
@@ -28,13 +28,18 @@ def _always(outbox: Outbox) -> bool:
     return True
 
 
-class _Waiting:
-    """Outboxes to stall for: ``crowded``, and ``full`` with the bytes that each got beyond its limit."""
+class Receivers:
+    """In whose outboxes a message is, and who of them is to be waited for: ``Outgoing.settle`` must follow.
 
-    __slots__ = ("crowded", "full", "waits_for")
+    ``count`` says to how many clients it went; ``crowded`` are outboxes above the high-water mark, ``full`` those that
+    got so many bytes beyond their limit.
+    """
+
+    __slots__ = ("count", "crowded", "full", "waits_for")
 
     def __init__(self, waits_for: Callable[[Outbox], bool]) -> None:
         self.waits_for = waits_for
+        self.count = 0
         self.crowded: list[Outbox] = []
         self.full: list[tuple[Outbox, int]] = []
 
@@ -153,9 +158,25 @@ class Outgoing:
         :raises MessageTooBig: larger than a whole outbox, in the codec of one of them.
         :raises BadMessage: the payload cannot be encoded.
         """
-        waiting = _Waiting(waits_for)
-        count = self._put_to(tuple(client_ids), outbound, skip, waiting)
-        return count - self._stall(waiting, self.limits.stall)
+        receivers = self.hand_out(client_ids, outbound, skip, waits_for=waits_for)
+        self.settle(receivers)
+        return receivers.count
+
+    def hand_out(
+        self,
+        client_ids: Iterable[str],
+        outbound: Outbound,
+        skip: Collection[str] = (),
+        *,
+        waits_for: Callable[[Outbox], bool] = _always,
+    ) -> Receivers:
+        """Put one message into many outboxes, and wait for none yet: the first half of ``deliver_to``.
+
+        For a message that goes to other nodes too: while this switches, a client may move from there to here.
+        """
+        receivers = Receivers(waits_for)
+        self._put_to(tuple(client_ids), outbound, skip, receivers)
+        return receivers
 
     def deliver_all(
         self,
@@ -169,15 +190,16 @@ class Outgoing:
         As ``deliver_to``, in their order and with nothing between them. One that cannot be sent here is counted.
         """
         client_ids = tuple(client_ids)
-        waiting = _Waiting(waits_for)
-        count = stalls = 0
+        receivers = Receivers(waits_for)
+        stalls = 0
         for outbound, skip in messages:
             stalls += 1
             try:
-                count += self._put_to(client_ids, outbound, skip, waiting)
+                self._put_to(client_ids, outbound, skip, receivers)
             except (BadMessage, MessageTooBig) as error:
                 self.undeliverable(error)
-        return count - self._stall(waiting, stalls * self.limits.stall)
+        self.settle(receivers, stalls)
+        return receivers.count
 
     def undeliverable(self, error: Exception) -> None:
         """Another node's limits or codecs let through what ours do not."""
@@ -185,8 +207,8 @@ class Outgoing:
         log.warning("a message of another node cannot be delivered here: %s", error)
 
     def _put_to(
-        self, client_ids: tuple[str, ...], outbound: Outbound, skip: Collection[str], waiting: _Waiting
-    ) -> int:
+        self, client_ids: tuple[str, ...], outbound: Outbound, skip: Collection[str], receivers: Receivers
+    ) -> None:
         """Put one message into many outboxes; note which are to be waited for. Raises MessageTooBig, BadMessage."""
         if len(self._codecs) > 1:  # all or nobody: what one codec cannot carry is found before anyone has it
             for codec in self._codecs:
@@ -204,35 +226,40 @@ class Outgoing:
                 wire = connection.wire
                 frame = self._finished(outbound, wire)
             outbox = connection.outbox
-            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop and waiting.waits_for(outbox):
+            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop and receivers.waits_for(outbox):
                 count += outbox.put_beyond(frame)
-                waiting.full.append((outbox, len(frame)))
+                receivers.full.append((outbox, len(frame)))
                 continue
             if outbox.put(frame):
                 count += 1
             if outbox.size > outbox.park_at:
                 crowded.append(outbox)
         if crowded and not outbound.volatile:
-            waiting.crowded += filter(waiting.waits_for, crowded)
+            receivers.crowded += filter(receivers.waits_for, crowded)
         self.counters["sent"] += count
-        return count
+        receivers.count += count
 
-    def _stall(self, waiting: _Waiting, seconds: float) -> int:
-        """Wait for outboxes that are crowded or overfull; return how many were cut off. Switches greenlets."""
-        if not waiting.full and not waiting.crowded:
-            return 0
+    def settle(self, receivers: Receivers, stalls: int = 1) -> None:
+        """Wait for outboxes that are crowded or overfull, once; who is cut off does not count. Switches greenlets.
+
+        :param stalls: how often ``Limits.stall`` that may take, in all.
+        """
+        full, crowded = receivers.full, receivers.crowded
+        if not full and not crowded:
+            return
+        receivers.full, receivers.crowded = [], []
         self.counters["stalls"] += 1
-        deadline = time.perf_counter() + seconds  # for both kinds together
+        deadline = time.perf_counter() + stalls * self.limits.stall  # for both kinds together
         cut_off = 0
-        unsettled = iter(waiting.full)
+        unsettled = iter(full)
         try:
             for outbox, size in unsettled:
                 cut_off += not outbox.settle(size, deadline - time.perf_counter())
         finally:  # a timeout of the caller's may end the waiting, never the bounds
             cut_off += sum(not outbox.settle(size, 0) for outbox, size in unsettled)
-        stall(waiting.crowded, deadline - time.perf_counter())
-        self.counters["sent"] -= cut_off
-        return cut_off
+            self.counters["sent"] -= cut_off
+            receivers.count -= cut_off
+        stall(crowded, deadline - time.perf_counter())
 
     def acknowledge(self, connection: Connection, ack: str | int | None) -> None:
         """Answer what has no result, if an answer was asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from realtime import conversation, drain
@@ -99,14 +100,20 @@ class Reach:
             hub.rooms.check_name(room)
         outbound = hub.outbound(message, delivery, room=room)
         if room is None:
-            count = hub.deliver_to(hub.connections, outbound, except_ids)
+            receivers = hub.hand_out(hub.connections, outbound, except_ids)
         else:
             stamped, skip = hub.history.publish(room, outbound, except_ids)
-            count = hub.deliver_to(hub.rooms.each_member(room), stamped, skip)
-        if confirm:
-            seconds = self.limits.ack_timeout if timeout is None else timeout
-            return count + hub.cluster.publish_confirmed(room, outbound, except_ids, seconds)
-        return count + hub.cluster.publish(room, outbound, except_ids)
+            receivers = hub.hand_out(hub.rooms.each_member(room), stamped, skip)
+        try:
+            if confirm:
+                seconds = self.limits.ack_timeout if timeout is None else timeout
+                sent = partial(hub.settle, receivers)
+                elsewhere = hub.cluster.publish_confirmed(room, outbound, except_ids, seconds, sent)
+            else:
+                elsewhere = hub.cluster.publish(room, outbound, except_ids)
+        finally:
+            hub.settle(receivers)
+        return receivers.count + elsewhere
 
     @on_home_thread
     def _broadcast_where(
@@ -121,11 +128,12 @@ class Reach:
         hub = self._hub
         outbound = hub.outbound(message, delivery)
         chosen = [id_ for id_, connection in tuple(hub.connections.items()) if wanted(connection.context)]
+        entries = [entry for id_ in tuple(hub.cluster.clients()) if (entry := hub.cluster.entry(id_)) is not None]
+        elsewhere = [entry["id"] for entry in entries if wanted(RemoteClient(entry).context)]
         count = hub.deliver_to(chosen, outbound, skip)
-        for client_id in tuple(hub.cluster.clients()):
-            entry = hub.cluster.entry(client_id)
-            if entry is not None and client_id not in skip and wanted(RemoteClient(entry).context):
-                count += hub.cluster.send(client_id, outbound)
+        for client_id in elsewhere:
+            if client_id not in skip:
+                count += hub.cluster.send(client_id, outbound) or hub.deliver_to((client_id,), outbound)
         return count
 
     @on_home_thread

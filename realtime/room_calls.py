@@ -91,11 +91,14 @@ class RoomCall(Iterator[tuple[str, Any]], RoomAnswers):
                 connection = hub.connections.get(client_id)
                 if connection is not None and client_id not in except_ids:
                     self._expect(connection)
-            hub.deliver_to(tuple(self._here), outbound)
-            left = self._timeout - (time.monotonic() - started)
-            if elsewhere and left > 0:
-                plain = _plain(message)
-                self._forget_elsewhere = hub.cluster.call_room(room, plain, except_ids, left, self)
+            receivers = hub.hand_out(tuple(self._here), outbound)
+            try:
+                left = self._timeout - (time.monotonic() - started)
+                if elsewhere and left > 0:
+                    plain = _plain(message)
+                    self._forget_elsewhere = hub.cluster.call_room(room, plain, except_ids, left, self)
+            finally:
+                hub.settle(receivers)
         except BaseException:
             self._finish()
             raise

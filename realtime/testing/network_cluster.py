@@ -281,7 +281,12 @@ class NetworkCluster(Cluster):
         return forget
 
     def publish_confirmed(
-        self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
+        self,
+        room: str | None,
+        message: Outbound,
+        except_ids: Collection[str],
+        timeout: float,
+        sent: Callable[[], None],
     ) -> int:
         """As ``publish``; parks until every node has delivered it. Raises NotConfirmed."""
         token = next(self._tokens)
@@ -298,6 +303,7 @@ class NetworkCluster(Cluster):
                 **self._options(message),
             ).nodes
             self._live.act()
+            sent()
             deadline = monotonic() + timeout + CROSSING
             while len(heard) < len(nodes) and monotonic() < deadline:
                 self._changed.clear()

@@ -179,7 +179,12 @@ class MeshCluster(Cluster):
             stall(crowded, self._hub.limits.stall)
 
     def publish_confirmed(
-        self, room: str | None, message: Outbound, except_ids: Collection[str], timeout: float
+        self,
+        room: str | None,
+        message: Outbound,
+        except_ids: Collection[str],
+        timeout: float,
+        sent: Callable[[], None],
     ) -> int:
         """As ``publish``; parks until every node has delivered it. Raises NotConfirmed."""
         token = next(self._tokens)
@@ -187,6 +192,7 @@ class MeshCluster(Cluster):
         try:
             published = self._publish(room, message, except_ids, confirm=token, deadline=monotonic() + timeout)
             confirmation.expect(published.nodes)
+            sent()
             with self._awaiting(published.nodes), self._hub.workers.parked():
                 confirmation.done.wait(timeout + GRACE)
         finally:

@@ -45,13 +45,13 @@ def cluster_with(*answers: Any) -> MeshCluster:
 
 def test_nodes_that_confirm_while_the_publisher_stalls_have_confirmed() -> None:
     cluster = cluster_with(Confirmed(1, "ann", 2), Confirmed(1, "bob", 3))
-    assert cluster.publish_confirmed("tea", Outbound({"type": "news"}, timestamp=0), (), timeout=0.05) == 5
+    assert cluster.publish_confirmed("tea", Outbound({"type": "news"}, timestamp=0), (), 0.05, lambda: None) == 5
 
 
 def test_a_node_that_fails_while_the_publisher_stalls_is_named() -> None:
     cluster = cluster_with(Confirmed(1, "ann", 2), ConfirmFailed(1, "bob", "gone"))
     with pytest.raises(NotConfirmed, match=r"by bob \(has left the cluster\)$") as caught:
-        cluster.publish_confirmed("tea", Outbound({"type": "news"}, timestamp=0), (), timeout=0.05)
+        cluster.publish_confirmed("tea", Outbound({"type": "news"}, timestamp=0), (), 0.05, lambda: None)
     assert (caught.value.nodes, caught.value.delivered) == (("bob",), 2)
 
 
