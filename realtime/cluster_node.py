@@ -60,12 +60,12 @@ class LocalNode(ClusterNode):
             "join": self._join,
             "leave": self._leave,
         }
-        moves = hub.sessions.moves
+        departures = hub.sessions.departures
         self._own_operations: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "history": hub.history.share,
-            "claim": moves.hand_over,
-            "know": moves.know,
-            "answer": moves.take_answer,
+            "claim": departures.hand_over,
+            "know": departures.know,
+            "answer": departures.take_answer,
         }
 
     def deliver_to_room(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:
@@ -77,10 +77,10 @@ class LocalNode(ClusterNode):
         hub, waits_for = self._hub, self._patience.waits_for
         try:
             if room is None:
-                moved = hub.sessions.moves.forward_to_room(None, message, except_ids)
+                moved = hub.sessions.departures.forward_to_room(None, message, except_ids)
                 return moved + hub.deliver_to(hub.connections, message, except_ids, waits_for=waits_for)
             messages = hub.history.receive(room, message, except_ids)
-            moved = sum(hub.sessions.moves.forward_to_room(room, outbound, skip) for outbound, skip in messages)
+            moved = sum(hub.sessions.departures.forward_to_room(room, outbound, skip) for outbound, skip in messages)
             return moved + hub.deliver_all(hub.rooms.each_member(room), messages, waits_for=waits_for)
         except (BadMessage, MessageTooBig) as error:
             hub.undeliverable(error)
@@ -90,7 +90,7 @@ class LocalNode(ClusterNode):
         """Deliver to one client without waiting; False if it has gone."""
         connection = self._hub.connections.get(client_id)
         if connection is None:
-            if self._hub.sessions.moves.forward(client_id, message):
+            if self._hub.sessions.departures.forward(client_id, message):
                 return True
             self._hub.counters["relayed_to_gone"] += 1
             return False
@@ -112,7 +112,7 @@ class LocalNode(ClusterNode):
 
     def client_appeared(self, client_id: str, node: str) -> None:
         """A client that another node has, this one perhaps, has appeared at a node."""
-        self._hub.sessions.moves.arrived(client_id, node)
+        self._hub.sessions.departures.arrived(client_id, node)
 
     def own_clients(self) -> Iterable[tuple[Entry, str, str]]:
         """Return this node's clients, each with the name of its codec and its presence's key."""

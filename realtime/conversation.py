@@ -65,7 +65,7 @@ def call(hub: Hub, connection: Connection, message: Mapping[str, Any] | Message,
     if connection.closed:
         raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
     if connection.departed:
-        hub.sessions.moves.wait_until_seen(connection.id)
+        hub.sessions.departures.wait_until_seen(connection.id)
         return hub.cluster.ask(connection.id, "call", {"message": message, "timeout": timeout}, timeout)
     connection.answers += 1
     ack = connection.answers

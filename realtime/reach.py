@@ -184,7 +184,7 @@ class Reach:
         drain.check_close(code, reason)
         connection = self._hub.connections.get(client_id)
         if connection is not None and connection.departed:
-            self._hub.sessions.moves.wait_until_seen(client_id)
+            self._hub.sessions.departures.wait_until_seen(client_id)
             connection = self._hub.connections.get(client_id)
         if connection is not None:
             self._hub.close(connection, code, reason)

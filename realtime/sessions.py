@@ -27,7 +27,8 @@ from realtime.errors import BadMessage
 from realtime.expiry import Expiry
 from realtime.message import Wire
 from realtime.outbox import Keeper, Outbox
-from realtime.session_moves import Moves
+from realtime.session_arrivals import Arrivals
+from realtime.session_departures import Departures
 from realtime.session_ring import Ring
 from realtime.session_wire import UNCLEAN, UNCOUNTED, Refusal, Wish, carries_over, changed, read_count
 
@@ -169,7 +170,8 @@ class Sessions:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = self._hub = hub
-        self.moves = Moves(self)
+        self.arrivals = Arrivals(self)
+        self.departures = Departures(self)
         self._by_token: dict[str, Session] = {}
         self._away: dict[Session, None] = {}  # the first is the first to expire
         self._expiry = Expiry(self._expire)
@@ -183,7 +185,8 @@ class Sessions:
         self._expiry.stop()
         self._by_token.clear()
         self._away.clear()
-        self.moves.clear()
+        self.arrivals.clear()
+        self.departures.clear()
 
     def stats(self) -> dict[str, int]:
         """Return named numbers."""
@@ -198,7 +201,7 @@ class Sessions:
 
     def greet(self, connection: Connection, wish: Wish, ack: str | int | None) -> None:
         """A client asks for a session: give it the one it names, or a new one and the reason."""
-        if self.moves.is_claiming(connection):
+        if self.arrivals.is_claiming(connection):
             self._hub.send_error(connection, "a session was asked for already", ErrorCode.BAD_MESSAGE, ack=ack)
             return
         if wish.token is None:
@@ -206,11 +209,11 @@ class Sessions:
             return
         session = self._by_token.get(wish.token)
         if session is None:
-            node = self.moves.where(wish.token)
+            node = self.departures.where(wish.token)
             if node is None:
                 self.begin(connection, ack, Refusal.UNKNOWN)
             else:
-                self.moves.claim(connection, wish, ack, node)
+                self.arrivals.claim(connection, wish, ack, node)
             return
         if _same_identity(session.client.identity, connection.identity):
             refusal = self.objection(session, connection.wire, wish.received)
@@ -476,7 +479,7 @@ class Sessions:
 
     def forget(self, session: Session) -> None:
         """The client of a session is gone."""
-        self.moves.removed(session.client.id)
+        self.departures.removed(session.client.id)
         self._away.pop(session, None)
         self._accept(session)
         session.state = State.OVER

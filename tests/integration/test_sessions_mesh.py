@@ -113,7 +113,7 @@ class Cluster:
                 here = client_id in node.kernel.hub.connections
                 if (here, home) != ((True, None) if node is self.nodes[place] else (False, f"n{place}")):
                     return False
-                if node.kernel.hub.sessions.moves._late:
+                if node.kernel.hub.sessions.departures._late:
                     return False
             return all(node.mesh._engine.core._index.shared == set() for node in self.nodes)  # type: ignore[union-attr]
 

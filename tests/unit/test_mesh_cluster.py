@@ -124,4 +124,4 @@ def test_who_asks_for_a_session_that_cannot_be_asked_for_is_remembered_no_more(k
     client.send({"type": "system:hello", "payload": {"session": {"token": "ann.token", "received": 0}}})
     about = client.receive()["payload"]["session"]
     assert (about["resumed"], about["reason"]) == (False, "its node cannot be reached")
-    assert not hub.sessions.moves.is_claiming(hub.connections[client.id])
+    assert not hub.sessions.arrivals.is_claiming(hub.connections[client.id])

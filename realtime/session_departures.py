@@ -10,6 +10,7 @@ what still comes for the client until every node knows where it is:
 4. When all have, nothing more can come: the old node withdraws what it had announced.
 
 Messages of rooms that keep their history are not forwarded: the new node replays those after the old one's last.
+What the new node does is in ``realtime.session_arrivals``.
 """
 
 from __future__ import annotations
@@ -17,59 +18,38 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent.event import AsyncResult
 
-from realtime.codes import CloseCode, ErrorCode
-from realtime.config import Limits
+from realtime.codes import ErrorCode
 from realtime.connection import Connection
 from realtime.conversation import moved
-from realtime.cursors import Position
 from realtime.delivery import Perishable
 from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
-from realtime.message import CODECS, MSGPACK, Outbound, Wire
+from realtime.message import MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
-from realtime.recovery import Replay
-from realtime.session_wire import UNCLEAN, Refusal, Wish
+from realtime.session_wire import Refusal
 
 if TYPE_CHECKING:
     from realtime.sessions import Session, Sessions
 
-__all__ = ["Moves"]
+__all__ = ["CLAIM_TIMEOUT", "Departures"]
 
 log = logging.getLogger("realtime")
 
 CLAIM_TIMEOUT = 5.0  # seconds for the old node to answer
-CLAIM_PATIENCE = 2.0  # the same where there is no link to it: time for one to come back, or the node has died
 KNOWN_TIMEOUT = 5.0  # seconds for another node to see the client at its new one
 HANDLERS_FINISH = 1.0  # seconds that handing over waits for the handler that runs
 LOOK = 0.01  # seconds between looks at what nothing announces
-MOST_HOPS = 4  # moves of one session that a token may be behind
-
-
-class _MovedClient(Connection):
-    """A client that first came to another node: never a connection of its own, others carry it."""
-
-    __slots__ = ("transport",)
-
-    def transmit(self, frame: bytes) -> None:
-        """Its outbox is always another's."""
-        raise AssertionError("a client without a connection")
-
-    def end(self, code: int, reason: str) -> None:
-        """As well."""
-        raise AssertionError("a client without a connection")
 
 
 class _Forward:
     """Where the outbox of a client that has moved writes to: its new node."""
 
-    def __init__(self, moves: Moves, client_id: str, node: str, wire: Wire) -> None:
-        self._moves = moves
+    def __init__(self, departures: Departures, client_id: str, node: str, wire: Wire) -> None:
+        self._departures = departures
         self._client_id = client_id
         self._node = node
         self._wire = wire
@@ -80,7 +60,7 @@ class _Forward:
         for frame in frames:
             bodies = {self._wire.codec.name: self._wire.unfinish(bytes(frame))}
             delivery, expires = (frame.delivery, frame.expires) if isinstance(frame, Perishable) else (None, None)
-            self._moves.relay(
+            self._departures.relay(
                 self._client_id, self._node, Outbound.relayed(bodies, delivery=delivery, expires=expires)
             )
         return sum(map(len, frames))
@@ -107,13 +87,12 @@ class _Late:
         self.unaware = unaware
 
 
-class Moves:
-    """Both ends of every move, for one hub."""
+class Departures:
+    """The old node's side of every move, for one hub."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._hub = sessions.hub
-        self._claiming: set[Connection] = set()
         # handed over to a node in some rooms, and not seen there yet
         self._moving: dict[str, tuple[Session, str, Collection[str]]] = {}
         self._late: dict[str, _Late] = {}
@@ -122,15 +101,8 @@ class Moves:
 
     def clear(self) -> None:
         """Forget all."""
-        self._claiming.clear()
         for memory in (self._moving, self._late, self._went, self._departed):
             memory.clear()
-
-    @property
-    def _limits(self) -> Limits:
-        return self._hub.limits
-
-    # The new node ------------------------------------------------------------------------------------------
 
     def where(self, token: str) -> str | None:
         """Return the other node that has the session of a token, as far as can be told from here."""
@@ -138,112 +110,7 @@ class Moves:
         node = went[0] if went is not None else token.rpartition(".")[0]
         return node if node in self._hub.cluster.node_ids() else None
 
-    def claim(self, connection: Connection, wish: Wish, ack: str | int | None, node: str, hops: int = 0) -> None:
-        """Ask a node for a session; the connection is welcomed once it has answered."""
-        question = {
-            "token": wish.token,
-            "received": wish.received,
-            "identity": connection.identity,
-            "node": self._hub.cluster.node_id,
-        }
-        then = partial(self._answered, connection, wish, ack, hops)
-        self._claiming.add(connection)  # before: where the question is lost at once, so is the answer told
-        try:
-            timeout = CLAIM_TIMEOUT if self._hub.cluster.reaches(node) else CLAIM_PATIENCE
-            self._hub.cluster.ask_node(node, "claim", question, timeout, then)
-        except BadMessage:
-            self._refuse(connection, ack, Refusal.IDENTITY)
-        except RealtimeError as error:
-            log.debug("node %s cannot be asked for a session: %s", node, error)
-            self._refuse(connection, ack, Refusal.UNREACHABLE)
-
-    def is_claiming(self, connection: Connection) -> bool:
-        """Tell whether a connection waits for the answer of a node."""
-        return connection in self._claiming
-
-    def _refuse(self, connection: Connection, ack: str | int | None, refusal: Refusal) -> None:
-        self._claiming.discard(connection)
-        if not connection.closed:
-            self._sessions.begin(connection, ack, refusal)
-
-    def _answered(
-        self,
-        connection: Connection,
-        wish: Wish,
-        ack: str | int | None,
-        hops: int,
-        result: Any,
-        error: Exception | None,
-    ) -> None:
-        """A node has answered. What it forwards comes after this, so nothing here may wait."""
-        self._claiming.discard(connection)
-        if error is not None:
-            log.info("a session could not be fetched from its node: %s", error)
-            self._refuse(connection, ack, Refusal.UNREACHABLE)
-        elif "moved" in result:
-            if hops >= MOST_HOPS:
-                self._refuse(connection, ack, Refusal.UNREACHABLE)
-            elif not connection.closed:
-                self.claim(connection, wish, ack, result["moved"], hops + 1)
-        elif "refused" in result:
-            self._refuse(connection, ack, Refusal[result["refused"]])
-        else:
-            self._install(connection, wish, ack, result)
-
-    def _install(self, connection: Connection, wish: Wish, ack: str | int | None, state: dict[str, Any]) -> None:
-        """Have the client here, as one that is away; and if its connection is still there, back at once."""
-        hub = self._hub
-        assert wish.token is not None
-        wire = connection.wire
-        client = _MovedClient(
-            wire=wire,
-            identity=connection.identity,
-            remote_address=connection.remote_address,
-            metadata=state["metadata"],
-        )
-        client.transport = connection.transport
-        client.id = state["id"]
-        client.connected_at = state["connected_at"]
-        client.answers = state["answers"]
-        if state["calls"]:
-            client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
-        if client.id in self._late:  # it comes home before all know that it had left
-            self._all_know(client.id)
-        positions: dict[str, Position] = state["positions"]
-        held = {room: hub.history.held(room, client.id) for room in positions}
-        for hold in held.values():
-            hold.__enter__()
-        hub.adopt(client, state["rooms"])
-        codec = CODECS[state["codec"]]
-        frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]
-        session = self._sessions.restore(client, frames, state["first"], state["received"], wish.token)
-        hub.counters["sessions_moved_in"] += 1
-        has_left = connection.closed and connection.end_code not in UNCLEAN
-        if not connection.closed:
-            self._sessions.resume(session, connection, wish, ack)
-        for room in state["watched"]:
-            hub.live_presence.watch(room, client.id)
-        for room, hold in held.items():
-            hub.workers.submit(partial(self._carry_on, client, room, positions[room], hold))
-        if has_left:
-            hub.remove(client, "said goodbye on its way", code=connection.end_code)
-
-    def _carry_on(self, client: Connection, room: str, position: Position, hold: AbstractContextManager[None]) -> None:
-        """In a worker: send what came to a room that keeps its history since the old node let go of the client."""
-        try:
-            if not self._hub.rooms.contains_here(room, client.id):
-                return  # gone, or it has left meanwhile
-            recovery = Replay(self._hub).carry_on(client, room, position)
-            if not recovery.recovered:
-                log.warning("client %s has missed messages of %r on its way: %s", client.id, room, recovery.reason)
-                self._hub.counters["sessions_gaps"] += 1
-                self._hub.close(client, CloseCode.REPLACED, "messages were missed on the way: join your rooms again")
-        except RealtimeError as error:
-            log.info("client %s was gone before it had what it missed of %r: %s", client.id, room, error)
-        finally:
-            hold.__exit__(None, None, None)
-
-    # The old node ------------------------------------------------------------------------------------------
+    # Handing over ------------------------------------------------------------------------------------------
 
     def hand_over(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Give a session away, if who asks may have it. Waits a little for the client's handler: switches."""
@@ -310,9 +177,9 @@ class Moves:
         now = time.monotonic()
         self._forget_old(now)
         for token in session.tokens:
-            self._went[token] = node, now + self._limits.session_grace
+            self._went[token] = node, now + hub.limits.session_grace
         if client.calls:
-            self._departed[client.id] = client, now + self._limits.session_grace
+            self._departed[client.id] = client, now + hub.limits.session_grace
         for waiter in client.waiters or ():
             waiter.result.set_exception(moved())
         client.waiters = None
@@ -362,6 +229,11 @@ class Moves:
                 self._hub.rooms.leave(room, client_id)
         except RealtimeError as error:
             log.warning("client %s is not in all its rooms after it moved: %s", client_id, error)
+
+    def is_coming_home(self, client_id: str) -> None:
+        """A client is about to be here again, perhaps before all know that it had left."""
+        if client_id in self._late:
+            self._all_know(client_id)
 
     def wait_until_seen(self, client_id: str) -> None:
         """Wait until a client that was handed over is seen at its new node. Switches."""
@@ -422,26 +294,6 @@ class Moves:
             self.relay(client_id, node, message)
         return len(found)
 
-    # Answers to calls of handlers that are left at the old node -------------------------------------------------
-
-    def _forwarding(self, node: str, client_id: str, ack: int) -> AsyncResult[Any]:
-        answer: AsyncResult[Any] = AsyncResult()
-        answer.rawlink(partial(self._send_answer, node, client_id, ack))
-        return answer
-
-    def _send_answer(self, node: str, client_id: str, ack: int, answer: AsyncResult[Any]) -> None:
-        said: dict[str, Any] = {"client": client_id, "ack": ack}
-        if answer.successful():
-            said["result"] = answer.get()
-        elif isinstance(answer.exception, CallFailed):
-            said["failed"] = [answer.exception.message, answer.exception.code]
-        else:
-            said["closed"] = getattr(answer.exception, "code", CloseCode.ABNORMAL)
-        try:
-            self._hub.cluster.ask_node(node, "answer", said, CLAIM_TIMEOUT, _ignore)
-        except RealtimeError as error:
-            log.debug("an answer cannot be passed on to node %s: %s", node, error)
-
     def take_answer(self, arguments: Mapping[str, Any]) -> bool:
         """A client that has moved has answered a call of a handler here; False if none waits any more."""
         client, _ = self._departed.get(arguments["client"], (None, 0.0))
@@ -456,7 +308,3 @@ class Moves:
         else:
             answer.set(arguments.get("result"))
         return True
-
-
-def _ignore(result: Any, error: Exception | None) -> None:
-    """Nobody waits for it."""

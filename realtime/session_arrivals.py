@@ -1,0 +1,187 @@
+"""Sessions that come from another node of the cluster: the node that a client comes back to asks for its session.
+
+How nodes hand a session over, and lose nothing meanwhile, is told in ``realtime.session_departures``.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gevent.event import AsyncResult
+
+from realtime.codes import CloseCode
+from realtime.connection import Connection
+from realtime.cursors import Position
+from realtime.errors import BadMessage, CallFailed, RealtimeError
+from realtime.message import CODECS, Outbound
+from realtime.recovery import Replay
+from realtime.session_departures import CLAIM_TIMEOUT
+from realtime.session_wire import UNCLEAN, Refusal, Wish
+
+if TYPE_CHECKING:
+    from realtime.sessions import Sessions
+
+__all__ = ["Arrivals"]
+
+log = logging.getLogger("realtime")
+
+CLAIM_PATIENCE = 2.0  # seconds for the old node to answer where there is no link to it: time for one to come back
+MOST_HOPS = 4  # moves of one session that a token may be behind
+
+
+class _MovedClient(Connection):
+    """A client that first came to another node: never a connection of its own, others carry it."""
+
+    __slots__ = ("transport",)
+
+    def transmit(self, frame: bytes) -> None:
+        """Its outbox is always another's."""
+        raise AssertionError("a client without a connection")
+
+    def end(self, code: int, reason: str) -> None:
+        """As well."""
+        raise AssertionError("a client without a connection")
+
+
+class Arrivals:
+    """The new node's side of every move, for one hub."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._hub = sessions.hub
+        self._claiming: set[Connection] = set()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._claiming.clear()
+
+    def claim(self, connection: Connection, wish: Wish, ack: str | int | None, node: str, hops: int = 0) -> None:
+        """Ask a node for a session; the connection is welcomed once it has answered."""
+        question = {
+            "token": wish.token,
+            "received": wish.received,
+            "identity": connection.identity,
+            "node": self._hub.cluster.node_id,
+        }
+        then = partial(self._answered, connection, wish, ack, hops)
+        self._claiming.add(connection)  # before: where the question is lost at once, so is the answer told
+        try:
+            timeout = CLAIM_TIMEOUT if self._hub.cluster.reaches(node) else CLAIM_PATIENCE
+            self._hub.cluster.ask_node(node, "claim", question, timeout, then)
+        except BadMessage:
+            self._refuse(connection, ack, Refusal.IDENTITY)
+        except RealtimeError as error:
+            log.debug("node %s cannot be asked for a session: %s", node, error)
+            self._refuse(connection, ack, Refusal.UNREACHABLE)
+
+    def is_claiming(self, connection: Connection) -> bool:
+        """Tell whether a connection waits for the answer of a node."""
+        return connection in self._claiming
+
+    def _refuse(self, connection: Connection, ack: str | int | None, refusal: Refusal) -> None:
+        self._claiming.discard(connection)
+        if not connection.closed:
+            self._sessions.begin(connection, ack, refusal)
+
+    def _answered(
+        self,
+        connection: Connection,
+        wish: Wish,
+        ack: str | int | None,
+        hops: int,
+        result: Any,
+        error: Exception | None,
+    ) -> None:
+        """A node has answered. What it forwards comes after this, so nothing here may wait."""
+        self._claiming.discard(connection)
+        if error is not None:
+            log.info("a session could not be fetched from its node: %s", error)
+            self._refuse(connection, ack, Refusal.UNREACHABLE)
+        elif "moved" in result:
+            if hops >= MOST_HOPS:
+                self._refuse(connection, ack, Refusal.UNREACHABLE)
+            elif not connection.closed:
+                self.claim(connection, wish, ack, result["moved"], hops + 1)
+        elif "refused" in result:
+            self._refuse(connection, ack, Refusal[result["refused"]])
+        else:
+            self._install(connection, wish, ack, result)
+
+    def _install(self, connection: Connection, wish: Wish, ack: str | int | None, state: dict[str, Any]) -> None:
+        """Have the client here, as one that is away; and if its connection is still there, back at once."""
+        hub = self._hub
+        assert wish.token is not None
+        wire = connection.wire
+        client = _MovedClient(
+            wire=wire,
+            identity=connection.identity,
+            remote_address=connection.remote_address,
+            metadata=state["metadata"],
+        )
+        client.transport = connection.transport
+        client.id = state["id"]
+        client.connected_at = state["connected_at"]
+        client.answers = state["answers"]
+        if state["calls"]:
+            client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
+        self._sessions.departures.is_coming_home(client.id)
+        positions: dict[str, Position] = state["positions"]
+        held = {room: hub.history.held(room, client.id) for room in positions}
+        for hold in held.values():
+            hold.__enter__()
+        hub.adopt(client, state["rooms"])
+        codec = CODECS[state["codec"]]
+        frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]
+        session = self._sessions.restore(client, frames, state["first"], state["received"], wish.token)
+        hub.counters["sessions_moved_in"] += 1
+        has_left = connection.closed and connection.end_code not in UNCLEAN
+        if not connection.closed:
+            self._sessions.resume(session, connection, wish, ack)
+        for room in state["watched"]:
+            hub.live_presence.watch(room, client.id)
+        for room, hold in held.items():
+            hub.workers.submit(partial(self._carry_on, client, room, positions[room], hold))
+        if has_left:
+            hub.remove(client, "said goodbye on its way", code=connection.end_code)
+
+    def _carry_on(self, client: Connection, room: str, position: Position, hold: AbstractContextManager[None]) -> None:
+        """In a worker: send what came to a room that keeps its history since the old node let go of the client."""
+        try:
+            if not self._hub.rooms.contains_here(room, client.id):
+                return  # gone, or it has left meanwhile
+            recovery = Replay(self._hub).carry_on(client, room, position)
+            if not recovery.recovered:
+                log.warning("client %s has missed messages of %r on its way: %s", client.id, room, recovery.reason)
+                self._hub.counters["sessions_gaps"] += 1
+                self._hub.close(client, CloseCode.REPLACED, "messages were missed on the way: join your rooms again")
+        except RealtimeError as error:
+            log.info("client %s was gone before it had what it missed of %r: %s", client.id, room, error)
+        finally:
+            hold.__exit__(None, None, None)
+
+    # Answers to calls of handlers that are left at the old node -------------------------------------------------
+
+    def _forwarding(self, node: str, client_id: str, ack: int) -> AsyncResult[Any]:
+        answer: AsyncResult[Any] = AsyncResult()
+        answer.rawlink(partial(self._send_answer, node, client_id, ack))
+        return answer
+
+    def _send_answer(self, node: str, client_id: str, ack: int, answer: AsyncResult[Any]) -> None:
+        said: dict[str, Any] = {"client": client_id, "ack": ack}
+        if answer.successful():
+            said["result"] = answer.get()
+        elif isinstance(answer.exception, CallFailed):
+            said["failed"] = [answer.exception.message, answer.exception.code]
+        else:
+            said["closed"] = getattr(answer.exception, "code", CloseCode.ABNORMAL)
+        try:
+            self._hub.cluster.ask_node(node, "answer", said, CLAIM_TIMEOUT, _ignore)
+        except RealtimeError as error:
+            log.debug("an answer cannot be passed on to node %s: %s", node, error)
+
+
+def _ignore(result: Any, error: Exception | None) -> None:
+    """Nobody waits for it."""
