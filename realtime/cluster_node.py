@@ -64,7 +64,7 @@ class LocalNode(ClusterNode):
         self._own_operations: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "history": hub.history.share,
             "claim": departures.hand_over,
-            "know": departures.know,
+            "aware": departures.aware,
             "answer": departures.take_answer,
         }
 

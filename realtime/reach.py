@@ -132,8 +132,10 @@ class Reach:
         elsewhere = [entry["id"] for entry in entries if wanted(RemoteClient(entry).context)]
         count = hub.deliver_to(chosen, outbound, skip)
         for client_id in elsewhere:
-            if client_id not in skip:
-                count += hub.cluster.send(client_id, outbound) or hub.deliver_to((client_id,), outbound)
+            if client_id in hub.connections:  # it came here while somebody was waited for
+                count += hub.deliver_to((client_id,), outbound, skip)
+            elif client_id not in skip:
+                count += hub.cluster.send(client_id, outbound)
         return count
 
     @on_home_thread

@@ -87,7 +87,11 @@ class RoomCall(Iterator[tuple[str, Any]], RoomAnswers):
         started = time.monotonic()
         self._timer.start(self._finish)
         try:
-            for client_id in tuple(hub.rooms.each_member(room)):
+            departures = hub.sessions.departures
+            departures.wait_for_members(room, self._timeout)
+            if not elsewhere:
+                self._missing.update(dict.fromkeys(departures.moved_from(room, except_ids)))
+            for client_id in tuple(hub.rooms.each_member(room)) if not self._over else ():
                 connection = hub.connections.get(client_id)
                 if connection is not None and client_id not in except_ids:
                     self._expect(connection)

@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 
@@ -40,7 +40,8 @@ __all__ = ["CLAIM_TIMEOUT", "Departures"]
 log = logging.getLogger("realtime")
 
 CLAIM_TIMEOUT = 5.0  # seconds for the old node to answer
-KNOWN_TIMEOUT = 5.0  # seconds for another node to see the client at its new one
+AWARE_TIMEOUT = 5.0  # seconds for another node to see the client at its new one
+AWARE_ATTEMPTS = 3  # as long as the node is there: together longer than one that hangs stays in the cluster
 HANDLERS_FINISH = 1.0  # seconds that handing over waits for the handler that runs
 LOOK = 0.01  # seconds between looks at what nothing announces
 
@@ -78,13 +79,27 @@ class _Forward:
         """Never called."""
 
 
+class _Moving(NamedTuple):
+    """A client that was handed over to a node, and is not seen there yet."""
+
+    session: Session
+    rooms: frozenset[str]
+    """All it was in."""
+    rooms_left: frozenset[str]
+    """Those in which it still is here: all but the rooms that keep their history."""
+
+
 class _Late:
     """A client that has moved, for the messages of nodes that do not know it yet."""
 
-    def __init__(self, node: str, rooms: Collection[str], unaware: int) -> None:
+    def __init__(self, node: str, rooms: frozenset[str], kept: frozenset[str]) -> None:
         self.node = node
-        self.rooms = frozenset(rooms)
-        self.unaware = unaware
+        self.rooms = rooms
+        self.kept = kept
+        """Those of its rooms that keep their history."""
+        self.asked: set[str] = set()
+        self.unaware: set[str] = set()
+        """Those of the nodes asked that have not answered."""
 
 
 class Departures:
@@ -93,8 +108,7 @@ class Departures:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._hub = sessions.hub
-        # handed over to a node in some rooms, and not seen there yet
-        self._moving: dict[str, tuple[Session, str, Collection[str]]] = {}
+        self._moving: dict[str, _Moving] = {}
         self._late: dict[str, _Late] = {}
         self._went: dict[str, tuple[str, float]] = {}  # tokens: where their sessions went, and until when it matters
         self._departed: dict[str, tuple[Connection, float]] = {}  # clients whose handlers may wait for answers
@@ -188,7 +202,7 @@ class Departures:
         self._sessions.let_go(session, outbox)
         for room in logs:  # the new node replays these by itself
             hub.rooms.release(room, client.id)
-        self._moving[client.id] = session, node, hub.rooms.rooms_for(client.id)
+        self._moving[client.id] = _Moving(session, frozenset(rooms), frozenset(hub.rooms.rooms_for(client.id)))
         hub.counters["sessions_moved_out"] += 1
         return state
 
@@ -202,23 +216,30 @@ class Departures:
         self._moving.pop(client_id, None)
 
     def arrived(self, client_id: str, node: str) -> None:
-        """A client that may be one of ours is seen at another node."""
-        session, expected, handed = self._moving.get(client_id, (None, "", ()))
-        if session is None or expected != node:
-            return
-        del self._moving[client_id]
-        hub = self._hub
-        rooms = hub.rooms.rooms_for(client_id)
-        if set(rooms) != set(handed):
-            hub.workers.submit(partial(self._catch_up, client_id, frozenset(rooms), frozenset(handed)))
-        self._sessions.abandon(session)
-        hub.release(session.client)
-        others = [other for other in hub.cluster.node_ids() if other != node]
-        late = self._late[client_id] = _Late(node, rooms, len(others))
-        for other in others:
-            self._ask_whether_known(client_id, late, other)
-        if not others:
+        """A client that may be one of ours is seen at another node: where it went, or where it has gone on to."""
+        if client_id in self._moving:
+            moving = self._moving[client_id]
+            rooms = self._part_from(client_id)
+            late = self._late[client_id] = _Late(node, rooms, moving.rooms - moving.rooms_left)
+            self._ask_who_is_unaware(client_id, late)
+
+    def is_coming_home(self, client_id: str) -> None:
+        """A client is about to be here again, perhaps before all know that it had left."""
+        if client_id in self._moving:  # not even this node has seen where it was
+            self._part_from(client_id)
+            self._hub.cluster.client_went(client_id)
+        elif client_id in self._late:
             self._all_know(client_id)
+
+    def _part_from(self, client_id: str) -> frozenset[str]:
+        """The client is not one of ours any more; return the rooms in which it was here until now."""
+        moving, hub = self._moving.pop(client_id), self._hub
+        rooms = frozenset(hub.rooms.rooms_for(client_id))
+        if rooms != moving.rooms_left:
+            hub.workers.submit(partial(self._catch_up, client_id, rooms, moving.rooms_left))
+        self._sessions.abandon(moving.session)
+        hub.release(moving.session.client)
+        return rooms
 
     def _catch_up(self, client_id: str, rooms: frozenset[str], handed: frozenset[str]) -> None:
         """In a worker: have the client join and leave at its new node what it did here while it moved."""
@@ -230,38 +251,65 @@ class Departures:
         except RealtimeError as error:
             log.warning("client %s is not in all its rooms after it moved: %s", client_id, error)
 
-    def is_coming_home(self, client_id: str) -> None:
-        """A client is about to be here again, perhaps before all know that it had left."""
-        if client_id in self._late:
-            self._all_know(client_id)
-
     def wait_until_seen(self, client_id: str) -> None:
         """Wait until a client that was handed over is seen at its new node. Switches."""
-        deadline = time.monotonic() + CLAIM_TIMEOUT
+        self._wait_until_seen(client_id, CLAIM_TIMEOUT)
+
+    def wait_for_members(self, room: str, timeout: float) -> None:
+        """Wait until members of a room that were handed over are seen at their new nodes. Switches only for such."""
+        deadline = time.monotonic() + timeout
+        for client_id, moving in list(self._moving.items()):
+            if room in moving.rooms:
+                self._wait_until_seen(client_id, deadline - time.monotonic())
+
+    def _wait_until_seen(self, client_id: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         while client_id in self._moving and time.monotonic() < deadline:
             gevent.sleep(LOOK)
 
-    def _ask_whether_known(self, client_id: str, late: _Late, other: str) -> None:
+    def _ask_who_is_unaware(self, client_id: str, late: _Late) -> None:
+        """Ask every node there is whether it sends here what is for the client; once none does, withdraw it.
+
+        Its new node as well: what that had sent before is behind no other's answer.
+        """
+        nodes = [node for node in self._hub.cluster.node_ids() if node not in late.asked]
+        late.asked.update(nodes)
+        late.unaware.update(nodes)
+        for node in nodes:
+            self._ask_whether_aware(client_id, late, node, AWARE_ATTEMPTS)
+        if not nodes:
+            self._all_know(client_id)
+
+    def _ask_whether_aware(self, client_id: str, late: _Late, node: str, attempts: int) -> None:
         def then(result: Any, error: Exception | None) -> None:
-            late.unaware -= 1
-            if not late.unaware and self._late.get(client_id) is late:
-                self._all_know(client_id)
+            if self._late.get(client_id) is not late:
+                return  # it is home again
+            if result is not True and attempts > 1 and node in self._hub.cluster.node_ids():
+                self._ask_whether_aware(client_id, late, node, attempts - 1)
+                return
+            late.unaware.discard(node)
+            if not late.unaware:
+                self._ask_who_is_unaware(client_id, late)  # of nodes that have joined meanwhile
 
         try:
-            question = {"client": client_id, "node": late.node}
-            self._hub.cluster.ask_node(other, "know", question, 2 * KNOWN_TIMEOUT, then)
+            question = {"client": client_id, "node": self._hub.cluster.node_id}
+            self._hub.cluster.ask_node(node, "aware", question, 2 * AWARE_TIMEOUT, then)
         except RealtimeError as error:
-            log.debug("node %s cannot be asked: %s", other, error)
+            log.debug("node %s cannot be asked: %s", node, error)
             then(None, error)
 
     def _all_know(self, client_id: str) -> None:
         del self._late[client_id]
         self._hub.cluster.client_went(client_id)
 
-    def know(self, arguments: Mapping[str, Any]) -> bool:
-        """Wait until a client is known to be at a node. Switches."""
-        deadline = time.monotonic() + KNOWN_TIMEOUT
-        while self._hub.cluster.home(arguments["client"]) != arguments["node"]:
+    def aware(self, arguments: Mapping[str, Any]) -> bool:
+        """Wait until nothing for a client is sent any more to a node that it has left. Switches.
+
+        :returns: False if that did not come to be in time.
+        """
+        hub, client_id, node = self._hub, arguments["client"], arguments["node"]
+        deadline = time.monotonic() + AWARE_TIMEOUT
+        while client_id not in hub.connections and hub.cluster.home(client_id) == node:
             if time.monotonic() >= deadline:
                 return False
             gevent.sleep(LOOK)
@@ -293,6 +341,14 @@ class Departures:
         for client_id, node in found:
             self.relay(client_id, node, message)
         return len(found)
+
+    def moved_from(self, room: str, except_ids: Collection[str]) -> list[str]:
+        """Return the members of a room that a node may still take for clients of this one, though they have moved."""
+        return [
+            client_id
+            for client_id, late in self._late.items()
+            if (room in late.rooms or room in late.kept) and client_id not in except_ids
+        ]
 
     def take_answer(self, arguments: Mapping[str, Any]) -> bool:
         """A client that has moved has answered a call of a handler here; False if none waits any more."""

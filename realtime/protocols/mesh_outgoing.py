@@ -174,8 +174,7 @@ class Outgoing:
         packed: dict[tuple[str, ...], bytes | None] = {}
         nodes: list[str] = []
         clients = 0
-        moved_here = self._replicas.moved_here
-        in_motion = {*index.shared, *moved_here} if index.shared or moved_here else _NOBODY
+        in_motion = self._in_motion()
         for node, members in targets.items():
             moved = self._moved_from(node, in_motion) if in_motion else ()
             left_out = (*except_ids, *moved) if moved else except_ids
@@ -214,6 +213,11 @@ class Outgoing:
             return
         self._pending.add(token, node, sequence, deadline, is_call=False)
         self._sooner(deadline)
+
+    def _in_motion(self) -> Collection[str]:
+        """Return the clients that several nodes show, or another beside this one that has them."""
+        shared, here = self._index.shared, self._replicas.moved_here
+        return {*shared, *here} if shared or here else _NOBODY
 
     def _moved_from(self, node: str, in_motion: Collection[str]) -> list[str]:
         """Return which clients that are on the move a node still shows, while they get it where they are now."""
@@ -306,12 +310,15 @@ class Outgoing:
 
     def members_to_ask(self, room: str, name: str, except_ids: Collection[str]) -> dict[str, list[str]]:
         """Return who would get a message named so to a room, by the nodes they are on."""
-        wanted = {
-            node: [client for client in members if client not in except_ids]
-            for node, members in self._index.nodes_in(room).items()
-            if self._routes.open or self._routes.allow(node, name, room)
-        }
-        return {node: members for node, members in wanted.items() if members}
+        in_motion = self._in_motion()
+        wanted: dict[str, list[str]] = {}
+        for node, members in self._index.nodes_in(room).items():
+            if self._routes.open or self._routes.allow(node, name, room):
+                left_out = {*except_ids, *self._moved_from(node, in_motion)}
+                asked = [client for client in members if client not in left_out]
+                if asked:
+                    wanted[node] = asked
+        return wanted
 
     def call_node(self, token: int, node: str, body: bytes, *, timeout: float, now: float) -> bool:
         """Ask a node itself something; False if there is none. Otherwise as ``call``; the answer may come in parts."""

@@ -274,11 +274,11 @@ def test_it_may_come_home_before_all_know_that_it_had_left(cluster: Cluster, in_
     slow = cluster.nodes[2].mesh._engine._node  # type: ignore[union-attr]
     asked, answer = Event(), Event()
 
-    def know(arguments: Any) -> bool:
+    def aware(arguments: Any) -> bool:
         asked.set()
         return answer.wait(PATIENCE)
 
-    slow._own_operations["know"] = know  # type: ignore[attr-defined]
+    slow._own_operations["aware"] = aware  # type: ignore[attr-defined]
     peer = SessionPeer(cluster.url)
     in_thread(peer.connect)
     own = peer.welcome["id"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
+from gevent.event import Event
 
 from realtime import Context, Limits, Message, RealtimeKernel, Toolkit
+from realtime.cluster_node import LocalNode
 from realtime.testing.network_cluster import LiveNetwork, NetworkTransport
 from realtime.testing.peers import PATIENCE, wait_until
 from realtime.transports.memory import MemoryTransport
@@ -35,6 +38,12 @@ class Node:
         def to_some(message: Message, context: Context, toolkit: Toolkit) -> None:
             toolkit.broadcast(news, filter=lambda context: ROOM in context.rooms)
 
+    @property
+    def local(self) -> LocalNode:
+        """The node as its cluster sees it."""
+        local: LocalNode = self.kernel.hub.cluster._local  # type: ignore[attr-defined]
+        return local
+
     def connect(self, session: Any = True) -> tuple[MemoryClient, dict[str, Any]]:
         """Connect a client with a session, which it asks for; return it with the welcome."""
         client = self.clients.connect()
@@ -45,10 +54,10 @@ class Node:
 @pytest.fixture
 def nodes() -> Iterator[list[Node]]:
     live = LiveNetwork()
-    nodes = [Node(live, number) for number in range(2)]
+    nodes = [Node(live, number) for number in range(3)]
     for node in nodes:
         node.kernel.start()
-    wait_until(lambda: all(node.kernel.hub.cluster.node_ids() for node in nodes))
+    wait_until(lambda: all(len(node.kernel.hub.cluster.node_ids()) == 2 for node in nodes))
     yield nodes
     for node in nodes:
         node.kernel.stop(PATIENCE)
@@ -61,6 +70,11 @@ def slow_member(node: Node) -> MemoryClient:
     client.stop_reading()
     node.kernel.broadcast({"type": "before", "payload": LARGE}, ROOM)
     return client
+
+
+def resuming(welcome: dict[str, Any]) -> dict[str, Any]:
+    """Return the wish to go on with the session of a welcome, with all that was sent to it so far still to come."""
+    return {"token": welcome["session"]["token"], "received": 0}
 
 
 @pytest.mark.parametrize(("old", "new"), [(0, 1), (1, 0)], ids=["it leaves", "it arrives"])
@@ -77,7 +91,7 @@ def test_who_moves_while_the_publisher_waits_for_others_gets_the_message_once(
     sender, _ = nodes[0].connect()
     sender.send({"type": how, "ack": "published"})
     wait_until(lambda: publisher.stats()["counters"].get("stalls"))
-    again, moved = nodes[new].connect({"token": welcome["session"]["token"], "received": 0})
+    again, moved = nodes[new].connect(resuming(welcome))
     assert (moved["id"], moved["session"]["resumed"]) == (welcome["id"], True)
     wait_until(lambda: nodes[old].kernel.hub.connections.get(mover.id) is None)
     assert not sender.received, "the publisher still waits"
@@ -88,3 +102,101 @@ def test_who_moves_while_the_publisher_waits_for_others_gets_the_message_once(
     while "end" not in kinds:
         kinds.append(again.receive()["type"])
     assert [kind for kind in kinds if kind == "news"] == ["news"]
+
+
+def test_what_its_new_node_had_sent_still_reaches_who_moves_to_it(nodes: list[Node]) -> None:
+    """It waits at the old node behind a message for somebody slow, while all there is to know of the move is known."""
+    slow = slow_member(nodes[0])
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: mover.id in nodes[1].kernel.rooms.members(ROOM))
+    again = nodes[1].clients.connect()
+    again.send({"type": "system:hello", "payload": {"session": resuming(welcome)}})
+    wait_until(lambda: nodes[1].kernel.hub.sessions.arrivals.is_claiming(nodes[1].kernel.hub.connections[again.id]))
+    nodes[1].kernel.broadcast({"type": "news", "payload": LARGE}, ROOM)  # behind the question, before its answer
+    nodes[1].kernel.broadcast({"type": "more"}, ROOM)
+    nodes[1].kernel.send(mover.id, {"type": "told"})
+    again.receive_until("system:welcome")
+    wait_until(lambda: nodes[0].kernel.hub.connections.get(mover.id) is None)
+    slow.resume_reading()
+    assert {again.receive()["type"] for _ in range(3)} == {"news", "more", "told"}
+    wait_until(lambda: nodes[1].kernel.hub.cluster.home(mover.id) is None)  # the old node has withdrawn it
+    nodes[1].kernel.broadcast({"type": "end"}, ROOM)
+    assert again.receive()["type"] == "end"
+
+
+def test_it_comes_home_before_the_old_node_has_seen_where_it_was(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda client_id, node: None)
+    _, welcome = nodes[1].connect(resuming(welcome))
+    nodes[0].kernel.rooms.join("joined meanwhile", mover.id)
+    monkeypatch.undo()
+    again, welcome = nodes[0].connect(resuming(welcome))
+    assert (welcome["id"], welcome["session"]["resumed"]) == (mover.id, True)
+    wait_until(lambda: all(node.kernel.hub.cluster.home(mover.id) in (None, "node-0") for node in nodes))
+    for number, node in enumerate(nodes):
+        wait_until(lambda node=node: node.kernel.rooms.members("joined meanwhile") == [mover.id])  # type: ignore[misc]
+        assert node.kernel.rooms.members(ROOM) == [mover.id]
+        node.kernel.broadcast({"type": "said", "payload": number}, ROOM)
+    assert sorted(again.receive()["payload"] for _ in range(3)) == [0, 1, 2]
+    again.close()
+    for node in nodes:
+        wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
+
+
+def test_a_node_that_has_not_seen_a_move_is_asked_again(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: all(node.kernel.presence.list() for node in nodes))
+    slow = nodes[2].local
+    monkeypatch.setattr("realtime.session_departures.AWARE_TIMEOUT", 0.05)
+    asked: list[Any] = []
+
+    def blind(arguments: Any) -> bool:
+        asked.append(arguments)
+        return len(asked) == 2 and nodes[2].kernel.hub.sessions.departures.aware(arguments)
+
+    monkeypatch.setitem(slow._own_operations, "aware", blind)
+    nodes[1].connect(resuming(welcome))
+    wait_until(lambda: nodes[1].kernel.hub.cluster.home(mover.id) is None)
+    assert asked == [{"client": mover.id, "node": "node-0"}] * 2
+
+
+def test_members_that_are_on_their_way_are_asked_where_they_arrive(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their old node, which has seen nothing of them, and by another, to which they are still at the old one."""
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    appeared: list[tuple[str, str]] = []
+    arrived = nodes[0].local.client_appeared
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: appeared.append(seen))
+    again, welcome = nodes[1].connect(resuming(welcome))
+    wait_until(lambda: appeared)
+    call = gevent.spawn(lambda: list(nodes[0].kernel.call_room(ROOM, {"type": "who"}, timeout=PATIENCE)))
+    gevent.sleep(0)
+    arrived(*appeared[0])
+    again.answer(again.receive_until("who"), "me")
+    assert call.get(timeout=PATIENCE) == [(mover.id, "me")]
+
+
+def test_a_member_that_has_just_left_the_node_that_was_asked_is_missing(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    late = Event()
+    monkeypatch.setitem(nodes[2].local._own_operations, "aware", lambda arguments: late.wait(PATIENCE))
+    nodes[1].connect(resuming(welcome))
+    wait_until(lambda: mover.id not in nodes[0].kernel.hub.connections)
+    answers = nodes[0].local.call_room(ROOM, {"type": "who"}, (), PATIENCE)  # as a node asks that has not seen it move
+    with pytest.raises(StopIteration) as ended:
+        next(answers)
+    assert ended.value.value == [mover.id]
+    late.set()
+    wait_until(lambda: nodes[1].kernel.hub.cluster.home(mover.id) is None)
