@@ -6,17 +6,20 @@ How nodes hand a session over, and lose nothing meanwhile, is told in ``realtime
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from gevent.event import AsyncResult
 
 from realtime.codes import CloseCode
 from realtime.connection import Connection
 from realtime.cursors import Position
+from realtime.delivery import Delivery
 from realtime.errors import BadMessage, CallFailed, RealtimeError
-from realtime.message import CODECS, Outbound
+from realtime.message import CODECS, Outbound, Wire
 from realtime.recovery import Replay
 from realtime.session_departures import CLAIM_TIMEOUT
 from realtime.session_wire import UNCLEAN, Refusal, Wish
@@ -30,6 +33,18 @@ log = logging.getLogger("realtime")
 
 CLAIM_PATIENCE = 2.0  # seconds for the old node to answer where there is no link to it: time for one to come back
 MOST_HOPS = 4  # moves of one session that a token may be behind
+
+
+def _frames(state: dict[str, Any], wire: Wire) -> list[bytes]:
+    """Return what was sent to a client of another node, and may not have arrived, as frames of a wire."""
+    codec = CODECS[state["codec"]].name
+    now = time.monotonic()
+    frames = []
+    for body, options in zip(state["bodies"], state["options"], strict=True):
+        delivery = None if options is None else msgspec.convert(options, Delivery)
+        expires = None if delivery is None or delivery.ttl is None else now + delivery.ttl
+        frames.append(Outbound.relayed({codec: body}, delivery=delivery, expires=expires).finished(wire))
+    return frames
 
 
 class _MovedClient(Connection):
@@ -133,9 +148,7 @@ class Arrivals:
         for hold in held.values():
             hold.__enter__()
         hub.adopt(client, state["rooms"])
-        codec = CODECS[state["codec"]]
-        frames = [Outbound.relayed({codec.name: body}).finished(wire) for body in state["bodies"]]
-        session = self._sessions.restore(client, frames, state["first"], state["received"], wish.token)
+        session = self._sessions.restore(client, _frames(state, wire), state["first"], state["received"], wish.token)
         hub.counters["sessions_moved_in"] += 1
         has_left = connection.closed and connection.end_code not in UNCLEAN
         if not connection.closed:

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
+import msgspec
 
 from realtime.codes import ErrorCode
 from realtime.connection import Connection
@@ -77,6 +78,16 @@ class _Forward:
 
     def overflowed(self) -> None:
         """Never called."""
+
+
+def _options(frame: bytes) -> Any:
+    """Return a frame's delivery options with what is left of ``ttl``, for another node; None if it has none."""
+    if not isinstance(frame, Perishable):
+        return None
+    delivery = frame.delivery
+    if frame.expires is not None:
+        delivery = msgspec.structs.replace(delivery, ttl=max(0.0, frame.expires - time.monotonic()))
+    return msgspec.to_builtins(delivery)
 
 
 class _Moving(NamedTuple):
@@ -179,6 +190,7 @@ class Departures:
             "codec": wire.codec.name,
             "first": ring.first,
             "bodies": [wire.unfinish(frame) for frame in ring.frames],
+            "options": [_options(frame) for frame in ring.frames],
             "received": session.received,
             "answers": client.answers,
             "calls": list(client.calls or ()),

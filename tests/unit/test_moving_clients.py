@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -200,3 +201,16 @@ def test_a_member_that_has_just_left_the_node_that_was_asked_is_missing(
     assert ended.value.value == [mover.id]
     late.set()
     wait_until(lambda: nodes[1].kernel.hub.cluster.home(mover.id) is None)
+
+
+def test_the_time_that_a_message_is_of_use_goes_along(nodes: list[Node]) -> None:
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: nodes[1].kernel.presence.get(mover.id))
+    over = monotonic() + 0.5
+    nodes[0].kernel.send(mover.id, {"type": "brief"}, ttl=0.5)
+    nodes[0].kernel.send(mover.id, {"type": "told"}, ttl=PATIENCE)
+    away, welcome = nodes[1].connect(resuming(welcome))
+    away.kill()
+    wait_until(lambda: monotonic() > over)
+    again, welcome = nodes[1].connect(resuming(welcome))
+    assert again.receive()["type"] == "told"
