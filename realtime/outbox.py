@@ -402,14 +402,17 @@ class Outbox:
 
     def _forget(self, batch: list[Any], offered: int, taken: int) -> None:
         """Remove ``taken`` bytes from the front."""
+        if not taken:
+            return
         frames = self._frames
         self.size -= taken
+        self._urgent = max(0, self._urgent - taken)  # they go first
         if taken == offered:
             if batch is frames:
                 frames.clear()
             else:
                 del frames[: len(batch)]
-        elif taken:
+        else:
             whole = 0
             while taken >= len(frames[whole]):
                 taken -= len(frames[whole])
@@ -417,9 +420,7 @@ class Outbox:
             del frames[:whole]
             if taken:
                 frames[0] = memoryview(frames[0])[taken:]
-        if taken:
-            self._urgent = max(0, self._urgent - taken)  # they go first
-            self._wake()
+        self._wake()
 
     def _wake(self) -> None:
         """Let those who wait for room look again."""

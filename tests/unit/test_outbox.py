@@ -243,6 +243,18 @@ def test_a_control_frame_never_gets_into_a_frame_that_is_half_sent() -> None:
     assert bench.sink.written == b"datapingmore"
 
 
+def test_control_frames_that_were_written_do_not_count_though_more_waits() -> None:
+    bench = Bench(room=0)
+    pong = b"p" * 100
+    for _ in range(2 * CONTROL_ROOM // len(pong)):
+        bench.outbox.put_first(pong)
+        bench.outbox.put_first(pong)
+        bench.loop.turn()
+        bench.open_up(200 if bench.outbox.waiting > 2 else 100)
+        assert bench.outbox.waiting == 1
+    assert "overflowed" not in bench.sink.told
+
+
 def test_control_frames_are_bounded_whatever_else_waits() -> None:
     bench = Bench(room=0)
     bench.outbox.put(b"x" * 100)
@@ -651,6 +663,20 @@ def test_what_was_put_beyond_the_limit_and_does_not_fit_in_time_cuts_the_connect
     assert bench.outbox.settle(60, 0) is False
     assert bench.sink.told[-1] == "overflowed"
     assert bench.outbox.limit == 100
+
+
+def test_who_waits_is_told_when_the_socket_took_whole_frames_and_not_all() -> None:
+    bench = Bench(room=0)
+    for _ in range(2):
+        bench.outbox.put(b"x" * 50)
+    bench.loop.turn()
+    waiting = gevent.spawn(bench.outbox.wait_for_room, 20, 10)
+    gevent.sleep(0)
+    bench.open_up(50)
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert waiting.ready()
+    assert waiting.value is True
 
 
 # The end ---------------------------------------------------------------
