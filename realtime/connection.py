@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from realtime.conversation import Answer, Waiter
     from realtime.dispatch import Stream
     from realtime.outbox import Outbox
-    from realtime.sessions import Line
+    from realtime.session_line import Line
 
 __all__ = ["Admission", "Connection", "Context", "RemoteClient", "next_arrival"]
 

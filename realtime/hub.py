@@ -19,11 +19,12 @@ from realtime.config import Limits
 from realtime.connection import Connection, Context
 from realtime.errors import BadMessage, ConfigurationError, ConnectionClosed, NotRunning
 from realtime.events import CLIENT_CONNECTED, CLIENT_DISCONNECTED, REQUESTS, is_reserved
+from realtime.flusher import Flusher
 from realtime.history import History
 from realtime.inboxes import HubUser, Inboxes
 from realtime.live_presence import LivePresence
 from realtime.message import MSGPACK, Message, Wire
-from realtime.outbox import Flusher, Outbox
+from realtime.outbox import Outbox
 from realtime.presence import PresenceStore
 from realtime.presence_diff import key_of
 from realtime.rooms import RoomManager

@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 from gevent.event import Event
-from gevent.hub import Hub as GeventHub
 
 from realtime.config import KiB, Limits
 from realtime.delivery import Perishable
+from realtime.flusher import Flusher
+from realtime.sink import Keeper, Sink
 
-__all__ = ["Flusher", "Keeper", "Outbox", "Sink", "stall"]
+__all__ = ["Outbox", "stall"]
 
 log = logging.getLogger("realtime")
 
@@ -28,75 +28,6 @@ FLUSH_AT = 64 * KiB  # a handler that publishes without yielding is flushed when
 WRITE_AT_ONCE = 256 * KiB  # joining more than this for one write would copy what the socket won't take
 NEVER = math.inf  # when an outbox without messages that expire has to look for such
 CONTROL_ROOM = 64 * KiB  # for pongs and pings beyond Limits.outbox
-
-
-class Sink(Protocol):
-    """Where an outbox writes to: one connection of a transport."""
-
-    def write(self, frames: list[bytes]) -> int:
-        """Take as many bytes as possible without waiting and return how many; raise OSError if broken."""
-
-    def watch_writable(self) -> None:
-        """Call ``outbox.resume()`` once when more can be written."""
-
-    def broken(self, error: OSError) -> None:
-        """The connection is gone: a write failed with ``error``."""
-
-    def finished(self) -> None:
-        """The frame given to ``put_last``, and all before it, has been written."""
-
-    def overflowed(self) -> None:
-        """A message that may not be dropped does not fit: cut the slow consumer off (4008)."""
-
-
-class Keeper(Protocol):
-    """Keeps what goes through an outbox for longer than the connection lasts: see ``realtime.sessions``."""
-
-    def keep(self, frame: bytes) -> None:
-        """A message was accepted, after all those before it."""
-
-    def unkeep(self, frame: bytes) -> None:
-        """A message that waited was dropped, as its policy wants."""
-
-    def put_late(self, frame: bytes) -> bool:
-        """A message came after the outbox was closed; return whether it will be delivered all the same."""
-
-    def left(self, count: int) -> None:
-        """So many frames had not been written when the outbox was closed."""
-
-
-class Flusher:
-    """Flushes every outbox that was written to, once per loop turn. One per hub of gevent."""
-
-    __slots__ = ("_dirty", "_expiring", "_loop", "counters")
-
-    def __init__(self, hub: GeventHub, counters: Counter[str]) -> None:
-        self._loop = hub.loop
-        self._dirty: list[Outbox] = []
-        self._expiring: list[Outbox] = []
-        self.counters = counters
-
-    def add(self, outbox: Outbox) -> None:
-        """Have ``outbox`` flushed before the loop next waits for events."""
-        if not self._dirty:
-            self._loop.run_callback(self._flush_all)
-        self._dirty.append(outbox)
-
-    def add_expiring(self, outbox: Outbox) -> None:
-        """``outbox``, which is flushed in this turn, has got what may have expired by then."""
-        self._expiring.append(outbox)
-
-    def _flush_all(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        if self._expiring:
-            expiring, self._expiring = self._expiring, []
-            for outbox in expiring:
-                outbox.drop_expired()
-        for outbox in dirty:
-            try:
-                outbox.flush()
-            except Exception:  # a transport that fails to end must not keep the others' messages
-                log.exception("a transport failed to end a connection")
 
 
 class Outbox:

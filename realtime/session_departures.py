@@ -34,7 +34,8 @@ from realtime.outbox import Outbox
 from realtime.session_wire import Refusal
 
 if TYPE_CHECKING:
-    from realtime.sessions import Session, Sessions
+    from realtime.session_line import Session
+    from realtime.sessions import Sessions
 
 __all__ = ["CLAIM_TIMEOUT", "Departures"]
 

@@ -14,7 +14,8 @@ from gevent.event import Event
 
 from realtime.config import KiB, Limits, MeshOptions
 from realtime.errors import MeshError
-from realtime.outbox import Flusher, Outbox
+from realtime.flusher import Flusher
+from realtime.outbox import Outbox
 from realtime.protocols.mesh import MeshProtocol, State
 from realtime.protocols.mesh_frames import SessionEvent
 from realtime.protocols.mesh_handshake import Authenticated, ByeReceived, Hello, LinkEvent, LinkStarted, Reason, Role

@@ -14,7 +14,7 @@ from gevent.pool import Group
 
 from realtime.config import MeshOptions
 from realtime.errors import ConfigurationError
-from realtime.outbox import Flusher
+from realtime.flusher import Flusher
 from realtime.protocols.mesh import MeshProtocol
 from realtime.protocols.mesh_frames import SessionEvent
 from realtime.protocols.mesh_handshake import LIVELY, Hello, Reason, Role

@@ -25,7 +25,8 @@ from realtime.codes import CloseCode
 from realtime.config import Heartbeat, Limits
 from realtime.drain import SIGNALS
 from realtime.errors import ConnectionClosed, TimedOut
-from realtime.outbox import Flusher, Outbox
+from realtime.flusher import Flusher
+from realtime.outbox import Outbox
 from realtime.protocols.deflate import DeflateOptions
 from realtime.protocols.http import Request
 from realtime.routing import check_function

@@ -17,8 +17,8 @@ from realtime.message import Outbound
 from realtime.outbox import Outbox
 from realtime.presence_diff import RoomPresence
 from realtime.room_log import RoomLog
+from realtime.session_line import Line, Session
 from realtime.session_ring import Ring
-from realtime.sessions import Line, Session
 from realtime.testing import KernelTest
 from realtime.testing.peers import wait_until
 from realtime.toolkit import Toolkit
@@ -51,7 +51,8 @@ def remembered(kernel: RealtimeKernel) -> dict[str, int]:
         "live presence": hub.live_presence,
         "history": hub.history,
         "sessions": hub.sessions,
-        "moves": hub.sessions.moves,
+        "arrivals": hub.sessions.arrivals,
+        "departures": hub.sessions.departures,
         "lanes": hub._lanes,
     }
     sizes = {}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from realtime.config import Limits
 from realtime.delivery import Delivery, Perishable
-from realtime.outbox import CONTROL_ROOM, FLUSH_AT, WRITE_AT_ONCE, Flusher, Outbox
+from realtime.flusher import Flusher
+from realtime.outbox import CONTROL_ROOM, FLUSH_AT, WRITE_AT_ONCE, Outbox
 
 
 class Loop:
