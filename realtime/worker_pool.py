@@ -102,7 +102,8 @@ class WorkerPool:
 
     What a worker keeps in memory is its own. Rooms, presence and messages are those of all: a kernel without a
     PeerMeshTransport gets one that joins it with the other workers, through sockets in ``worker.directory``. One that
-    has its own, to be joined with other machines, gives it ``discover=f"unix:{worker.directory}"`` as well.
+    the kernel has, to be joined with other machines, joins the workers there as well; it needs a port of its own in
+    each worker (``port=0``, or ``9090 + worker.index``), and a ``node_id`` too if it has any.
     """
 
     def __init__(
@@ -372,7 +373,7 @@ class WorkerPool:
             # the first worker has it: a transport that is started in each
             text = (
                 f"{failure.text}; in a pool, a transport that cannot share its port needs another one in each worker "
-                "(workers find each other without a PeerMeshTransport; `serve --mesh HOST:PORT` joins machines)"
+                "(a PeerMeshTransport has one with port=0, or from `serve --mesh HOST:PORT` instead of in the code)"
             )
             raise PortInUse(f"worker {index}: {text}")
         raise (PortInUse if failure.port_in_use else ConfigurationError)(failure.text)

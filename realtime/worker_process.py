@@ -23,7 +23,7 @@ from realtime.errors import ConfigurationError, PortInUse
 from realtime.kernel import RealtimeKernel
 from realtime.startup import label_logging
 from realtime.transports.base import Transport
-from realtime.transports.mesh import PeerMeshTransport
+from realtime.transports.mesh_siblings import join_siblings
 from realtime.transports.ports import join_address
 from realtime.worker_channel import ChannelClosed, Wanted, WorkerEnd
 
@@ -142,14 +142,8 @@ def _make_kernel(setup: Setup, worker: Worker) -> RealtimeKernel:
         raise ConfigurationError(f"setup returned {kernel!r}: must return a RealtimeKernel")
     if kernel.running:
         raise ConfigurationError("setup returned a kernel that runs already: the pool starts it")
-    if not any(isinstance(transport, PeerMeshTransport) for transport in kernel.transports):
-        kernel.use_transport(_mesh_between_workers(worker))
+    join_siblings(kernel, worker.directory)
     return kernel
-
-
-def _mesh_between_workers(worker: Worker) -> PeerMeshTransport:
-    """Return what joins a worker's kernel with those of the others: they meet in the pool's own directory."""
-    return PeerMeshTransport(port=None, discover=f"unix:{worker.directory}")
 
 
 def _share_ports(kernel: RealtimeKernel, channel: WorkerEnd, timeout: float) -> None:

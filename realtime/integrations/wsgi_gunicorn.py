@@ -22,8 +22,8 @@ from gevent.monkey import is_module_patched
 
 from realtime.errors import ConfigurationError
 from realtime.kernel import RealtimeKernel
-from realtime.transports.mesh import PeerMeshTransport
 from realtime.transports.mesh_discovery import parent_for
+from realtime.transports.mesh_siblings import join_siblings
 
 __all__ = ["WorkerExit", "adapt", "current_worker", "meeting_place"]
 
@@ -51,16 +51,10 @@ def adapt(kernel: RealtimeKernel) -> None:
     worker = current_worker()
     if worker is None or kernel in _adapted:
         return
-    _join_workers(kernel, worker)
+    if worker.cfg.workers > 1:
+        join_siblings(kernel, meeting_place(worker.ppid))
     kernel.add_service(WorkerExit(kernel, worker))
     _adapted.add(kernel)
-
-
-def _join_workers(kernel: RealtimeKernel, worker: Any) -> None:
-    """Make the kernels of all workers of one gunicorn one, unless there is a mesh already or only one worker."""
-    if worker.cfg.workers > 1 and not any(isinstance(one, PeerMeshTransport) for one in kernel.transports):
-        directory = meeting_place(worker.ppid)
-        kernel.use_transport(PeerMeshTransport(port=None, discover=f"unix:{directory}"))
 
 
 class WorkerExit:

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import uuid4
@@ -24,7 +25,7 @@ from realtime.toolkit import Sendable
 from realtime.transports.base import Transport
 from realtime.transports.listener import Listener
 from realtime.transports.mesh_cluster import MeshCluster
-from realtime.transports.mesh_dial import MeshAddress, is_loopback, parse_address
+from realtime.transports.mesh_dial import UNIX, MeshAddress, is_loopback, parse_address
 from realtime.transports.mesh_discovery import UnixDirectory, parse_discover
 from realtime.transports.mesh_engine import Engine
 from realtime.transports.mesh_links import Links
@@ -68,7 +69,7 @@ class PeerMeshTransport(Transport):
     :param secret: what all nodes of the cluster know. Without it anybody who reaches the port is a node.
     :param tls: a :class:`MeshTLS`: certificate, key and authority for links between machines.
     :param discover: ``"unix:/directory"``: nodes of this machine find each other through sockets in a directory of
-        mode 0700, with no ports to agree on.
+        mode 0700, with no ports to agree on. Workers of a WorkerPool or of gunicorn have one without being told.
     :param advertise: ``"host:port"`` at which others reach this node, if not at ``host`` and ``port``.
     :param forward: patterns (``fnmatch``): only broadcasts whose event or room fits one go to other nodes. What is for
         one client, and events of nodes, always do.
@@ -158,6 +159,27 @@ class PeerMeshTransport(Transport):
             raise ConfigurationError(f"listen_at(port={port!r}): this mesh listens nowhere, or has started already")
         self._listener = Listener(self._host, port, self._accepted, name="mesh", logger=log)
         self._wanted_port = port
+
+    @on_home_thread
+    def meet_in(self, directory: str | Path) -> None:
+        """Find nodes of this machine in a directory too, as with ``discover``; nothing where there is that already.
+
+        From the next start on, or now if the mesh has started: then it returns when their clients are known, after
+        ``MeshOptions.meeting`` at most. Switches greenlets.
+
+        :raises ConfigurationError: the directory cannot be used.
+        """
+        if self._directory is not None:
+            return
+        self._directory = parse_discover(f"{UNIX}{directory}")
+        if self._engine is None:
+            return
+        try:
+            self._listen_in_directory()
+        except ConfigurationError:
+            self._directory = None
+            raise
+        self._meet()
 
     # Use ---------------------------------------------------------------------------------------------
 
@@ -253,13 +275,9 @@ class PeerMeshTransport(Transport):
             self._listener.port = self._wanted_port
             self._listener.start()
         self._home.settle()
-        if self._directory is not None:
-            self._discovery = UnixDirectory(self._directory, self._found, self._gone)
-            self._unix = Listener(
-                "unix", 0, self._accepted, listening=self._discovery.listen(), name="mesh", logger=log
-            )
-            self._unix.start()
+        self._listen_in_directory()
         self._join()
+        self._meet()
         places = dict.fromkeys((self.address, self._discovery.address if self._discovery is not None else None))
         where = " and ".join(filter(None, places)) or "no address"
         log.info("mesh node %s of cluster %r listens at %s", self.node_id, self.cluster, where)
@@ -272,6 +290,20 @@ class PeerMeshTransport(Transport):
                 f"host={self._host!r}: other machines can reach this mesh; give all its nodes the same secret='...' "
                 "or tls=MeshTLS(...), or say insecure=True"
             )
+
+    def _listen_in_directory(self) -> None:
+        """Have a socket where nodes of this machine look for each other, if there is such a place."""
+        if self._directory is not None:
+            self._discovery = UnixDirectory(self._directory, self._found, self._gone)
+            listening = self._discovery.listen()
+            self._unix = Listener("unix", 0, self._accepted, listening=listening, name="mesh", logger=log)
+            self._unix.start()
+
+    def _meet(self) -> None:
+        """Look for them, and wait until the clients of those that are there are known. Switches greenlets."""
+        if self._discovery is not None and self._engine is not None:
+            self._discovery.start()
+            self._engine.meet(tuple(self._discovery.others), self.options.meeting)
 
     def _join(self) -> None:
         """Make the parts for this start, and become a node of the cluster."""
@@ -295,8 +327,7 @@ class PeerMeshTransport(Transport):
         def hello(nonce: bytes) -> Hello:
             return Hello(self.node_id, self.cluster, instance, nonce, self.address)
 
-        refused = self._discovery.refused if self._discovery is not None else _ignore
-        links = Links(engine, hello, self._secret, self.options, self._tls, hub.flusher, core.counters, refused)
+        links = Links(engine, hello, self._secret, self.options, self._tls, hub.flusher, core.counters, self._refused)
         self._links = news.links = links
         hub.join_cluster(seam)
         for entry, codec, key in local.own_clients():
@@ -304,9 +335,6 @@ class PeerMeshTransport(Transport):
             for room in entry["rooms"]:
                 seam.room_joined(room, entry["id"])
         engine.start(links)
-        if self._discovery is not None:
-            self._discovery.start()
-            engine.meet(tuple(self._discovery.others), self.options.meeting)
 
     def _accepted(self, sock: Any, address: tuple[Any, ...]) -> None:
         if self._links is None:
@@ -322,6 +350,10 @@ class PeerMeshTransport(Transport):
     def _gone(self, address: str) -> None:
         if self._engine is not None:
             self._engine.core.drop_seed(address)
+
+    def _refused(self, address: str) -> None:
+        if self._discovery is not None:
+            self._discovery.refused(address)
 
     def on_drain(self) -> None:
         """Take and make no more links; those that are there stay while handlers finish."""
@@ -349,10 +381,6 @@ class PeerMeshTransport(Transport):
             self.hub.workers.wait_quiet(self.options.farewell)  # handlers of mesh:left
         self._engine = self._news = self._links = self._seam = self._discovery = self._unix = None
         self._home.leave()
-
-
-def _ignore(address: str) -> None:
-    """Nobody keeps a list of addresses where nobody listens."""
 
 
 def _checked_name(option: str, value: object) -> str:

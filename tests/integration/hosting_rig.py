@@ -27,10 +27,10 @@ AT = r"(https?)://(127\.0\.0\.1:\d+)"
 GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 
 
-def gunicorn(worker: str, *options: str) -> list[str]:
+def gunicorn(worker: str, *options: str, app: str = "hosted_app") -> list[str]:
     # a request that a starved client sends late is waited for: gunicorn gives up after 2 s otherwise
     options += ("--keep-alive", "60")
-    return ["gunicorn", "-k", worker, *options, "-b", "127.0.0.1:0", "--no-control-socket", "hosted_app:application"]
+    return ["gunicorn", "-k", worker, *options, "-b", "127.0.0.1:0", "--no-control-socket", f"{app}:application"]
 
 
 class Host:

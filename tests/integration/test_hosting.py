@@ -28,6 +28,7 @@ from requirements import chromium, module
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+    from websockets.sync.client import ClientConnection
 
 LARGE = 5_000_000
 MSGPACK = "realtime.msgpack.v1"
@@ -342,6 +343,26 @@ def test_workers_that_are_replaced_after_max_requests_send_their_clients_to_the_
             crowd.until_served_by(lambda pids: not pids & before)
             host.await_workers(1, without=before)
         assert set(crowd.ends) == {4013}
+        stop(program)
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["started by the first request", "started by the application"])
+def test_workers_find_each_other_also_where_the_kernel_has_a_mesh_with_a_port(
+    monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    if started:
+        monkeypatch.setenv("HOSTED_START", "yes")
+    with start(gunicorn("gevent", "-w", "2", app="hosted_mesh_app")) as program, ExitStack() as stack:
+        host = Host("", program)
+        clients: dict[int, ClientConnection] = {}
+        while len(clients) < 2:
+            client = stack.enter_context(host.connect())
+            clients.setdefault(ask(client, "where")["pid"], client)
+        one, other = clients.values()
+        until(lambda: [ask(client, "join", room="tea") for client in (one, other)] == [2, 2])
+        one.send(json.dumps({"type": "say", "payload": "hello", "room": "tea"}))
+        assert json.loads(other.recv(timeout=PATIENCE))["payload"] == "hello"
+        stack.close()
         stop(program)
 
 

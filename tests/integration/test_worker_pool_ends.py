@@ -198,7 +198,7 @@ def test_a_port_that_workers_cannot_share_is_explained(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()[-1:]
     assert line.startswith(f"realtime: worker 1: 127.0.0.1:{port} is in use")
     assert "a transport that cannot share its port needs another one in each worker" in line
-    assert "workers find each other without a PeerMeshTransport" in line
+    assert "a PeerMeshTransport has one with port=0" in line
 
 
 def test_two_transports_cannot_want_the_same_port(tmp_path: Path) -> None:
