@@ -75,6 +75,11 @@ class Limits:
     """Messages that may wait while a handler is parked in ``call`` or ``wait_for``, when reading must go on
     so that the answer can arrive. Past it further ones are answered ``inbox_full``."""
 
+    inbox_at_end: int = 16_384
+    """Messages that may wait of a client that has hung up: what its socket still holds is read then, so that it is
+    gone now and not once its handler gets so far. Past it, or past ``inbox_bytes`` and what one read may bring, the
+    rest is not read, and the connection counts as lost (1006). About 300 bytes each, beside what they hold."""
+
     inbox_bytes: int = 4 * MiB
     """Bytes in which the messages that wait came, whatever their number. One message is always taken."""
 
@@ -137,6 +142,10 @@ class Limits:
         if self.inbox_while_waiting < self.inbox:
             raise ConfigurationError(
                 f"Limits(inbox_while_waiting={self.inbox_while_waiting!r}): at least as many as inbox ({self.inbox})"
+            )
+        if self.inbox_at_end < self.inbox:
+            raise ConfigurationError(
+                f"Limits(inbox_at_end={self.inbox_at_end!r}): at least as many as inbox ({self.inbox})"
             )
         if self.park_above > 1:
             raise ConfigurationError(f"Limits(park_above={self.park_above!r}): a share of outbox, at most 1")

@@ -68,12 +68,31 @@ class Inboxes(Outgoing):
         return self._lanes.stats() if self._lanes is not None else {"held": 0, "waiting": 0}
 
     def room_for(self, connection: Connection) -> int:
-        """Return how many messages a transport may hand over before it is asked to pause; at least 1."""
+        """Return how many messages a transport may hand over before it is asked to pause; at least 1.
+
+        0 means that nothing more is taken of a client that has hung up: the transport ends its connection then.
+        """
         limits = self.limits
         if connection.line is not None:
             connection = connection.line.session.client
+        if connection.leaving:
+            return self._room_at_the_end(connection)
         most = limits.inbox_while_waiting if connection.is_awaited else limits.inbox
         return max(1, most - len(connection.inbox))
+
+    def _room_at_the_end(self, connection: Connection) -> int:
+        """What is read last is not paused for, so it has a bound of its own: a few at a time, as bytes count too."""
+        limits = self.limits
+        room = limits.inbox_at_end - len(connection.inbox)
+        if room <= 0 or connection.inbox_bytes >= self._most_bytes_read:
+            self.counters["cut_off_at_end"] += 1
+            return 0
+        return min(room, limits.inbox)
+
+    @property
+    def _most_bytes_read(self) -> int:
+        """What was read before reading stopped is kept: a message of any size, and the rest of one read."""
+        return self.limits.inbox_bytes + self.limits.message_size + MiB
 
     def receive_event(self, connection: Connection, message: Message, size: int = 0) -> None:
         """Put an event of the server's own, such as ``client:connected``, in line with a client's messages.
@@ -101,12 +120,11 @@ class Inboxes(Outgoing):
     def _is_overfull(self, connection: Connection) -> bool:
         """Tell whether a message can only be refused, because reading must go on or cannot be stopped."""
         limits = self.limits
+        if connection.leaving:
+            return False  # there is room: its transport has asked
         if len(connection.inbox) >= max(limits.inbox, limits.inbox_while_waiting):
-            return not connection.leaving
-        if connection.is_awaited:
-            return connection.inbox_bytes >= limits.inbox_bytes
-        # what was read before reading stopped is kept: a message of any size, and the rest of one read
-        return connection.inbox_bytes >= limits.inbox_bytes + limits.message_size + MiB and not connection.leaving
+            return True
+        return connection.inbox_bytes >= (limits.inbox_bytes if connection.is_awaited else self._most_bytes_read)
 
     def _has_room(self, connection: Connection) -> bool:
         """Tell whether to go on reading from a client: also past the limit while a handler waits for it."""

@@ -46,7 +46,8 @@ class ChannelOwner(Protocol):
     """Who a channel's messages are for."""
 
     def room(self) -> int:
-        """How many messages can be taken now; at least 1 while reading is not paused."""
+        """How many messages can be taken now; at least 1 while reading is not paused. 0, once the peer has hung up,
+        if what it sent last is too much: the rest is not read."""
 
     def message_received(self, data: bytes, is_text: bool) -> None:
         """A whole message: text is valid UTF-8, still as bytes. Must not wait."""
@@ -178,13 +179,15 @@ class Channel:
             if data and type(self._sock) is not PlainSocket:
                 data += self._decrypted_rest()
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if self._failure is not None:
+                self._lost(self._failure)
             return False
         except OSError as error:
             self._lost(str(error))
             return False
         if not data:
             self._eof = True
-            if self._close_by is not None and self.outbox.size:
+            if self._close_by is not None and self.outbox.size:  # so nothing has failed
                 self._reader.stop()  # it said goodbye, and may still read what it was sent before
                 return False
             self.protocol.receive_eof()
@@ -212,7 +215,11 @@ class Channel:
         protocol, owner = self.protocol, self._owner
         try:
             while True:
-                for event in protocol.receive_data(data, owner.room()):
+                room = owner.room()
+                if not room:
+                    self._end(CloseCode.ABNORMAL, "it left more behind than may wait")
+                    return
+                for event in protocol.receive_data(data, room):
                     if isinstance(event, (TextReceived, BinaryReceived)):
                         if self._close_by is None:
                             owner.message_received(event.data, type(event) is TextReceived)
@@ -280,17 +287,17 @@ class Channel:
             self._read_last()
 
     def _read_last(self) -> None:
-        """Take what is left in the socket, whatever the inbox holds, and end."""
+        """Take what is left in the socket, as much as may wait, and end.
+
+        One read a turn as ever, so that others get theirs: it may hold megabytes of the smallest frames.
+        """
         if self._ended:
             return
-        reason = self._failure or ""
-        if self._begun:  # else its owner is not ready for messages
-            self._last_read = True
-            self._owner.hung_up()
-            self.resume_reading()
-            while not self._ended and self._readable():
-                pass
-        self._lost(reason)
+        if not self._begun or self._eof or self._held is not None:  # its owner is not ready, or no more counts
+            self._lost(self._failure or "")
+            return
+        self._read_the_rest()
+        self._look(time.monotonic() + PAUSED_LOOK)  # should the socket not be readable: where TLS has failed
 
     def overflowed(self) -> None:
         """The slow consumer is cut off: what waits is dropped so that the close frame comes soon."""
@@ -421,6 +428,8 @@ class Channel:
                 return self._held_until
             self.release_end()
             return self._close_by
+        if self._failure is not None:
+            return now + PAUSED_LOOK if self._readable() else None
         if self._paused and has_hung_up(self._sock):
             self._read_the_rest()
             return None if self._ended else now + PAUSED_LOOK
@@ -430,7 +439,7 @@ class Channel:
         return due
 
     def _read_the_rest(self) -> None:
-        """The peer has ended while we did not read: take what is left, so that it leaves now and not later."""
+        """The peer has ended: take what is left whatever the inbox holds, so that it leaves now and not later."""
         self._last_read = True
         self._owner.hung_up()
         self.resume_reading()

@@ -61,6 +61,8 @@ class WebSocket:
         self._limits = limits
         self._outbox = Outbox(opening.channel, flusher, limits)
         self._inbox: deque[tuple[bytes, bool]] = deque()
+        self._inbox_bytes = 0
+        self._hung_up = False
         self._receiving = False
         self._changed = Event()  # something came, or the connection ended
         self._ended = Event()
@@ -86,6 +88,7 @@ class WebSocket:
         finally:
             self._receiving = False
         data, is_text = self._inbox.popleft()
+        self._inbox_bytes -= len(data)
         if len(self._inbox) < self._limits.inbox:
             self._channel.resume_reading()
         return data.decode() if is_text else data
@@ -143,12 +146,17 @@ class WebSocket:
     # What the channel tells ---------------------------------------------------------------------------
 
     def room(self) -> int:
-        """How many messages the inbox takes now."""
-        return max(1, self._limits.inbox - len(self._inbox))
+        """How many messages the inbox takes now; 0 if the other side has left behind more than may wait."""
+        limits = self._limits
+        if not self._hung_up:
+            return max(1, limits.inbox - len(self._inbox))
+        is_full = self._inbox_bytes >= limits.inbox * limits.message_size  # more than waits at any other time
+        return 0 if is_full else max(0, min(limits.inbox, limits.inbox_at_end - len(self._inbox)))
 
     def message_received(self, data: bytes, is_text: bool) -> None:
         """Keep it for ``receive``; stop reading when enough wait."""
         self._inbox.append((data, is_text))
+        self._inbox_bytes += len(data)
         if len(self._inbox) >= self._limits.inbox:
             self._channel.pause_reading()
         self._changed.set()
@@ -158,7 +166,8 @@ class WebSocket:
         return self._receiving and not self._inbox
 
     def hung_up(self) -> None:
-        """Keep what is left, whatever waits already."""
+        """Keep what is left, as far as ``Limits`` allow."""
+        self._hung_up = True
 
     def channel_closed(self, code: int, reason: str) -> None:
         """Wake whoever waits."""
