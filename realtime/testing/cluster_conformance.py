@@ -6,136 +6,29 @@ It imports no test framework: its methods are plain functions named ``test_*`` t
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import gevent
 from gevent.event import AsyncResult
 
 from realtime.connection import Context
-from realtime.errors import CallFailed, ConnectionClosed, NotConfirmed, TimedOut, UnknownClient
-from realtime.kernel import RealtimeKernel
+from realtime.errors import NotConfirmed, UnknownClient
 from realtime.message import Message
+from realtime.testing.call_conformance import CallConformance
 from realtime.testing.peers import PATIENCE, wait_until
 from realtime.testing.presence_conformance import LivePresenceConformance
+from realtime.testing.return_conformance import ReturnConformance
 from realtime.toolkit import Toolkit
-from realtime.transports.base import Transport
-from realtime.transports.memory import MemoryTransport
-from realtime.transports.memory_client import MemoryClient
 
-__all__ = ["ClusterConformance", "ClusterNodeUnderTest"]
+__all__ = ["ClusterConformance"]
 
 
-class ClusterNodeUnderTest:
-    """One node: a kernel with a cluster and in-process clients."""
+class ClusterConformance(CallConformance, ReturnConformance, LivePresenceConformance):
+    """Subclass it in a test module, as ``class TestMine(ClusterConformance)``, and run pytest.
 
-    def __init__(self, joining: Transport, **options: Any) -> None:
-        self.clients = MemoryTransport()
-        self.joining = joining
-        self.kernel = RealtimeKernel([self.clients, joining], log_level="warning", **options)
-        self._register()
-
-    def connect(self, **options: Any) -> MemoryClient:
-        """Connect a client to this node."""
-        return self.clients.connect(**options)
-
-    def _register(self) -> None:
-        kernel = self.kernel
-        kernel.rooms.configure("kept:*", join=True, history=50, recover=True)
-
-        @kernel.on("join")
-        def join(message: Message, context: Context, toolkit: Toolkit) -> None:
-            toolkit.rooms.join(message.room or "")
-
-        @kernel.on("say")
-        def say(message: Message, context: Context, toolkit: Toolkit) -> int:
-            return toolkit.rooms.broadcast({"type": "said", "payload": message.payload}, message.room, except_self=True)
-
-        @kernel.on("ask")
-        def ask(message: Message, context: Context, toolkit: Toolkit) -> Any:
-            assert isinstance(message.target, str)
-            return toolkit.call(message.target, {"type": "question", "payload": message.payload}, timeout=PATIENCE)
-
-
-class ClusterConformance(LivePresenceConformance):
-    """Subclass it in a test module, as ``class TestMine(ClusterConformance)``, and run pytest."""
-
-    @abstractmethod
-    def make_nodes(self, count: int) -> Sequence[Transport]:
-        """Return so many transports that will find each other once their kernels run, in this order."""
-
-    @abstractmethod
-    def vanish(self, joining: Transport) -> None:
-        """Have a node vanish from the cluster without a word, as when its machine dies."""
-
-    @contextmanager
-    def cluster(self, count: int = 2, **options: Any) -> Iterator[list[ClusterNodeUnderTest]]:
-        """Run nodes that know of each other for the length of a ``with`` block, then take them down.
-
-        :param options: of their kernels.
-        """
-        nodes = [ClusterNodeUnderTest(joining, **options) for joining in self.make_nodes(count)]
-        started: list[ClusterNodeUnderTest] = []
-        try:
-            for node in nodes:
-                node.kernel.start()
-                started.append(node)
-            probes = [node.connect() for node in nodes]
-            for node in nodes:  # each sees every other's client: they know each other
-                wait_until(lambda node=node: len(node.kernel.presence.list()) == count)  # type: ignore[misc]
-            for probe in probes:
-                probe.close()
-            for node in nodes:
-                wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
-            yield nodes
-        finally:
-            for node in started:
-                node.kernel.stop(5)
-
-    # Sessions ---------------------------------------------------------------------------------------------
-
-    def test_a_client_goes_on_with_its_session_at_another_node(self) -> None:
-        with self.cluster(3) as nodes:
-            first = nodes[0].connect(metadata={"name": "Ada"})
-            session = self._hello(first, True)
-            self._join(nodes, "tea", (nodes[0], first))
-            wait_until(lambda: all(node.kernel.rooms.members("tea") == [first.id] for node in nodes))
-            entry = nodes[2].kernel.presence.get(first.id)
-            first.kill()
-            nodes[2].kernel.broadcast({"type": "news", "payload": 1}, "tea", confirm=True)  # it waits at its old node
-            second = nodes[1].connect()
-            back = self._hello(second, {"token": session["token"], "received": 1})  # the ack of joining
-            assert back["resumed"], back
-            for number, node in enumerate(nodes, 2):
-                node.kernel.broadcast({"type": "news", "payload": number}, "tea")
-            news = [second.receive_until("news")["payload"] for _ in range(4)]
-            assert (news[0], sorted(news[1:])) == (1, [2, 3, 4])
-            wait_until(lambda: not nodes[0].kernel.presence.list(scope="local"))
-            for node in nodes:
-                assert node.kernel.rooms.members("tea") == [first.id]
-                assert node.kernel.presence.get(first.id) == entry
-            second.close()
-            for node in nodes:
-                wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
-
-    def test_whose_node_has_vanished_is_told_so_and_is_a_new_client(self) -> None:
-        with self.cluster() as nodes:
-            session = self._hello(nodes[1].connect(), True)
-            names = [node.kernel.hub.cluster.node_id for node in nodes]
-            assert [node.kernel.hub.cluster.reaches(names[1]) for node in nodes] == [True, False]
-            self.vanish(nodes[1].joining)
-            back = nodes[0].connect()
-            about = self._hello(back, {"token": session["token"], "received": 0})
-            assert (about["resumed"], bool(about["reason"])) == (False, True)
-            wait_until(lambda: not nodes[0].kernel.hub.cluster.reaches(names[1]), 30)
-
-    @staticmethod
-    def _hello(client: MemoryClient, session: Any) -> Any:
-        """Greet with a wish for a session; return what the welcome says of it."""
-        client.send({"type": "system:hello", "payload": {"session": session}})
-        return client.receive_until("system:welcome")["payload"]["session"]
+    To be implemented are ``make_nodes`` and ``vanish``.
+    """
 
     # Rooms -----------------------------------------------------------------------------------------------
 
@@ -232,97 +125,6 @@ class ClusterConformance(LivePresenceConformance):
                     continue
                 raise AssertionError("sent to a client that is not there")
 
-    def test_a_call_returns_the_answer_of_a_client_elsewhere(self) -> None:
-        with self.cluster() as nodes:
-            asker, asked = nodes[0].connect(), nodes[1].connect()
-            self._know(nodes, 2)
-            waiting = gevent.spawn(
-                asker.call, "ask", {"deep": [1, "two"]}, target=asked.id, timeout=PATIENCE
-            )
-            question = asked.receive(PATIENCE)
-            assert (question["type"], question["payload"]) == ("question", {"deep": [1, "two"]})
-            asked.answer(question, {"yes": True})
-            assert waiting.get(timeout=PATIENCE) == {"yes": True}
-
-    def test_a_call_that_is_refused_or_never_answered_says_so(self) -> None:
-        with self.cluster() as nodes:
-            asked = nodes[1].connect()
-            self._know(nodes, 1)
-            kernel = nodes[0].kernel
-            waiting = gevent.spawn(self._outcome, kernel.call, asked.id, {"type": "question"}, timeout=PATIENCE)
-            asked.refuse(asked.receive(PATIENCE), "no", code="busy")
-            failure = waiting.get(timeout=PATIENCE)
-            assert isinstance(failure, CallFailed), failure
-            assert (failure.code, failure.message) == ("busy", "no")
-            assert isinstance(self._outcome(kernel.call, asked.id, {"type": "question"}, timeout=0.05), TimedOut)
-            assert isinstance(self._outcome(kernel.call, "nobody", {"type": "question"}), UnknownClient)
-
-    def test_a_call_ends_when_the_client_elsewhere_goes(self) -> None:
-        with self.cluster() as nodes:
-            asked = nodes[1].connect()
-            self._know(nodes, 1)
-            call = nodes[0].kernel.call
-            waiting = gevent.spawn(self._outcome, call, asked.id, {"type": "question"}, timeout=PATIENCE)
-            asked.receive(PATIENCE)
-            asked.kill()
-            assert isinstance(waiting.get(timeout=PATIENCE), (ConnectionClosed, UnknownClient))
-
-    def test_members_on_every_node_are_asked_and_their_answers_come(self) -> None:
-        with self.cluster(3) as nodes:
-            clients = [node.connect() for node in nodes]
-            excepted, refusing = nodes[1].connect(), nodes[2].connect(codec="msgpack")
-            self._join(
-                nodes, "tea", *zip(nodes, clients, strict=True), (nodes[1], excepted), (nodes[2], refusing)
-            )
-            question = {"type": "ready?", "payload": 7}
-            call = nodes[0].kernel.call_room("tea", question, except_ids=[excepted.id], timeout=PATIENCE)
-            for client in reversed(clients):
-                asked = client.receive(PATIENCE)
-                assert (asked["type"], asked["payload"], asked["room"]) == ("ready?", 7, "tea")
-                client.answer(asked, {"of": client.id})
-                assert next(call) == (client.id, {"of": client.id})  # before the others have answered
-            assert call.missing == [refusing.id]
-            refusing.refuse(refusing.receive(PATIENCE), "no", code="busy")
-            ((client_id, failure),) = call
-            assert isinstance(failure, CallFailed), failure
-            assert (client_id, failure.code, failure.message) == (refusing.id, "busy", "no")
-            assert call.missing == []
-            nodes[1].kernel.send(excepted.id, {"type": "after"})
-            assert excepted.receive(PATIENCE)["type"] == "after"
-
-    def test_members_elsewhere_that_do_not_answer_are_missing(self) -> None:
-        with self.cluster() as nodes:
-            silent, going = nodes[1].connect(), nodes[1].connect()
-            self._join(nodes, "tea", (nodes[1], silent), (nodes[1], going))
-            call = nodes[0].kernel.call_room("tea", {"type": "ready?"}, timeout=0.2)
-            going.receive(PATIENCE)
-            going.kill()
-            assert list(call) == []
-            assert sorted(call.missing) == sorted([silent.id, going.id])
-
-    def test_a_room_is_not_waited_for_when_its_last_members_node_vanishes(self) -> None:
-        with self.cluster(3) as nodes:
-            clients = [node.connect() for node in nodes]
-            self._join(nodes, "tea", *zip(nodes, clients, strict=True))
-            call = nodes[0].kernel.call_room("tea", {"type": "ready?"}, timeout=PATIENCE)
-            for client in clients[:2]:
-                client.answer(client.receive(PATIENCE), "yes")
-            clients[2].receive(PATIENCE)
-            self.vanish(nodes[2].joining)
-            assert sorted(call) == sorted((client.id, "yes") for client in clients[:2])
-            assert call.missing == [clients[2].id]
-
-    def test_many_answers_of_any_size_cross(self) -> None:
-        with self.cluster() as nodes:
-            clients = [nodes[1].connect() for _ in range(30)]
-            self._join(nodes, "tea", *((nodes[1], client) for client in clients))
-            call = nodes[0].kernel.call_room("tea", {"type": "ready?"}, timeout=PATIENCE)
-            for number, client in enumerate(clients):
-                client.answer(client.receive(PATIENCE), "x" * 10_000 * number)
-            assert {client_id: len(text) for client_id, text in call} == {
-                client.id: 10_000 * number for number, client in enumerate(clients)
-            }
-
     def test_a_client_elsewhere_can_be_disconnected(self) -> None:
         with self.cluster() as nodes:
             there = nodes[1].connect()
@@ -408,60 +210,6 @@ class ClusterConformance(LivePresenceConformance):
                 ]
             assert nodes[0].kernel.broadcast({"type": "news"}, "tea") == 2
 
-    # Rooms that keep their history -------------------------------------------------------------------------
-
-    def test_who_moves_to_another_node_gets_what_it_missed_first_and_nothing_twice(self) -> None:
-        with self.cluster(3) as nodes:
-            sender, mover = nodes[0].connect(), nodes[1].connect()
-            stays = nodes[2].connect()
-            self._join(nodes, "kept:1", (nodes[0], sender), (nodes[1], mover), (nodes[2], stays))
-            for number in range(10):
-                sender.call("say", number, room="kept:1")
-                stays.call("say", f"also {number}", room="kept:1")
-            heard = [mover.receive() for _ in range(7)]
-            mover.kill()
-            for number in range(10, 20):
-                sender.call("say", number, room="kept:1")
-            again = nodes[2].connect()
-            result = again.call("system:join", {"since": heard[-1]["cursor"]}, room="kept:1")
-            assert (result["recovered"], result["more"]) == (True, False)  # what is on its way still comes after
-            sender.call("say", "new", room="kept:1")
-            heard += [again.receive() for _ in range(24)]
-            payloads = [message["payload"] for message in heard]
-            assert [one for one in payloads if isinstance(one, int)] == list(range(20))
-            assert [one for one in payloads if str(one).startswith("also")] == [f"also {n}" for n in range(10)]
-            assert payloads[-1] == "new"
-
-    def test_a_node_without_members_has_a_room_s_history_when_it_is_asked(self) -> None:
-        with self.cluster() as nodes:
-            sender = nodes[0].connect()
-            cursor = sender.call("system:join", room="kept:1")["cursor"]
-            for number in range(3):
-                sender.call("say", number, room="kept:1")
-            late = nodes[1].connect()
-            result = late.call("system:join", {"since": cursor}, room="kept:1")
-            assert (result["recovered"], result["replayed"]) == (True, 3)
-            page = late.call("system:history", {"limit": 2}, room="kept:1")
-            assert [message["payload"] for message in page["messages"]] == [1, 2]
-            assert [late.receive()["payload"] for _ in range(3)] == [0, 1, 2]
-            again = nodes[0].connect()
-            assert again.call("system:join", {"since": page["cursor"]}, room="kept:1")["replayed"] == 0
-
-    def test_what_a_node_that_vanished_had_told_is_still_kept_by_the_others(self) -> None:
-        with self.cluster(3) as nodes:
-            sender, other, third = (node.connect() for node in nodes)
-            self._join(nodes, "kept:1", (nodes[0], sender), (nodes[1], other), (nodes[2], third))
-            for number in range(5):
-                sender.call("say", number, room="kept:1")
-            heard = [other.receive() for _ in range(5)]
-            for _ in range(5):
-                third.receive()
-            self.vanish(nodes[0].joining)
-            back = nodes[2].connect()
-            result = back.call("system:join", {"since": heard[1]["cursor"]}, room="kept:1")
-            assert (result["recovered"], result["replayed"]) == (True, 3)
-            assert [back.receive()["payload"] for _ in range(3)] == [2, 3, 4]
-
     def test_clients_that_are_gone_with_their_node_are_told_as_lost_once(self) -> None:
         with self.cluster(3) as nodes:
             here, quitter, lost = nodes[0].connect(), nodes[2].connect(), nodes[2].connect()
@@ -545,29 +293,3 @@ class ClusterConformance(LivePresenceConformance):
             assert len(failure.nodes) == 1
             assert failure.delivered == 1
             assert clients[1].receive(PATIENCE)["type"] == "news"
-
-    # Helpers ---------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return what a function returns, or what it raises."""
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            return error
-
-    @staticmethod
-    def _know(nodes: Sequence[ClusterNodeUnderTest], count: int) -> None:
-        """Wait until every node sees so many clients."""
-        for node in nodes:
-            wait_until(lambda node=node: node.kernel.presence.list().total == count)  # type: ignore[misc]
-
-    @staticmethod
-    def _join(
-        nodes: Sequence[ClusterNodeUnderTest], room: str, *members: tuple[ClusterNodeUnderTest, MemoryClient]
-    ) -> None:
-        """Put clients into a room, and wait until every node knows."""
-        for _, client in members:
-            client.call("join", room=room, timeout=PATIENCE)
-        for node in nodes:
-            wait_until(lambda node=node: len(node.kernel.rooms.members(room)) == len(members))  # type: ignore[misc]

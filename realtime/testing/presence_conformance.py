@@ -6,23 +6,17 @@ its join, fails wherever it happens.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 
 from realtime.config import Limits
 from realtime.errors import TimedOut
-from realtime.testing.peers import wait_until
+from realtime.testing.cluster_suite import ClusterNodeUnderTest, ClusterSuite
 from realtime.testing.presence_view import PresenceView
-from realtime.transports.base import Transport
 from realtime.transports.memory_client import MemoryClient
-
-if TYPE_CHECKING:
-    from realtime.testing.cluster_conformance import ClusterNodeUnderTest
 
 __all__ = ["ClusterWatcher", "LivePresenceConformance"]
 
@@ -54,16 +48,8 @@ class ClusterWatcher:
             self.view.take(message["type"], message["payload"])
 
 
-class LivePresenceConformance:
+class LivePresenceConformance(ClusterSuite):
     """The tests of live presence."""
-
-    @abstractmethod
-    def cluster(self, count: int = 2, **options: Any) -> AbstractContextManager[list[ClusterNodeUnderTest]]:
-        """Run nodes that know of each other for the length of a ``with`` block."""
-
-    @abstractmethod
-    def vanish(self, joining: Transport) -> None:
-        """Have a node vanish from the cluster without a word."""
 
     def test_a_watcher_sees_members_of_every_node_come_and_go(self) -> None:
         with self.cluster(3, limits=FAST) as nodes:
@@ -116,7 +102,7 @@ class LivePresenceConformance:
     def test_a_client_of_another_node_can_be_made_a_watcher(self) -> None:
         with self.cluster(limits=FAST) as nodes:
             there = ClusterWatcher(nodes[1], "hall")
-            self._see(nodes, 1)
+            self._know(nodes, 1)
             nodes[0].kernel.rooms.join("tea", there.id, presence=True)
             there.view = PresenceView("tea")
             kinds = [there.client.receive(PATIENCE) for _ in range(2)]  # the state of each room
@@ -164,9 +150,3 @@ class LivePresenceConformance:
                 watcher.sees(*watchers, *staying)
             keys = [set(watcher.view.presences or ()) for watcher in watchers]
             assert keys == [keys[0]] * 3
-
-    @staticmethod
-    def _see(nodes: Sequence[ClusterNodeUnderTest], count: int) -> None:
-        """Wait until every node sees so many clients."""
-        for node in nodes:
-            wait_until(lambda node=node: node.kernel.presence.list().total == count, PATIENCE)  # type: ignore[misc]
