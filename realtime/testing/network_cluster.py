@@ -1,4 +1,4 @@
-"""Kernels of one process as a cluster without sockets: nodes of a :class:`MeshNetwork` that runs in real time.
+"""Kernels of one process as a cluster without sockets: nodes of a :class:`LiveNetwork`.
 
 The second implementation of :class:`realtime.cluster.Cluster`, beside the mesh's own: it puts what a kernel asks
 straight to the sans-I/O core, and has every fault of the network at hand::
@@ -25,7 +25,6 @@ from greenlet import GreenletExit
 
 from realtime.cluster import Cluster, ClusterNode, Entry, RoomAnswers, Then
 from realtime.cluster_node import LocalNode
-from realtime.config import MeshOptions
 from realtime.errors import ConnectionClosed, NotConfirmed, TimedOut, unknown_client
 from realtime.hub import Hub
 from realtime.message import CODECS, Mark, Outbound
@@ -53,64 +52,14 @@ from realtime.protocols.mesh_calls import (
     unpack_question,
     unpack_result,
 )
-from realtime.testing.mesh_network import MeshNetwork, NetworkNode
+from realtime.testing.live_network import LiveNetwork
+from realtime.testing.mesh_network import NetworkNode
 from realtime.transports.base import Transport
 from realtime.transports.mesh_room_calls import NodeAnswers, ask_nodes, perform_here
 
-__all__ = ["LiveNetwork", "NetworkTransport"]
+__all__ = ["NetworkTransport"]
 
-DELAY = (0.0001, 0.001)  # seconds from one node to another
 CROSSING = 1.0  # seconds beyond a question's own timeout for its answer to come
-
-
-class LiveNetwork:
-    """Moves a network's virtual clock along with the real one, while any node needs it."""
-
-    def __init__(self, options: MeshOptions | None = None) -> None:
-        self.network = MeshNetwork(options=options, delay=DELAY)
-        self._began = monotonic()
-        self._wake = Event()
-        self._users = 0
-        self._scheduled = False
-        self._clock: gevent.Greenlet[[], None] | None = None
-
-    def start(self) -> None:
-        """One more node needs the clock."""
-        self._users += 1
-        if self._clock is None:
-            self._began = monotonic() - self.network.now
-            self._clock = gevent.spawn(self._keep_time)
-
-    def stop(self) -> None:
-        """One needs it no longer. Switches greenlets."""
-        self._users -= 1
-        if not self._users and self._clock is not None:
-            clock, self._clock = self._clock, None
-            clock.kill()
-
-    def act(self) -> None:
-        """Carry out what cores were asked for."""
-        self.network.flush()
-        self._wake.set()
-
-    def act_soon(self) -> None:
-        """As ``act``, once this turn is over: so that changes of one turn reach other nodes together."""
-        if not self._scheduled:
-            self._scheduled = True
-            gevent.get_hub().loop.run_callback(self._act_once)
-
-    def _act_once(self) -> None:
-        self._scheduled = False
-        self.act()
-
-    def _keep_time(self) -> None:
-        network = self.network
-        while True:
-            self._wake.clear()
-            network.run(max(0.0, monotonic() - self._began - network.now))
-            network.flush()
-            due = network.next_event
-            self._wake.wait(None if due is None else max(0.0, due - (monotonic() - self._began)))
 
 
 class NetworkCluster(Cluster):

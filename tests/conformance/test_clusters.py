@@ -11,7 +11,8 @@ from mesh_proxy import LoopbackNetwork
 
 from realtime import MeshOptions, PeerMeshTransport
 from realtime.testing import ClusterConformance
-from realtime.testing.network_cluster import LiveNetwork, NetworkTransport
+from realtime.testing.live_network import LiveNetwork
+from realtime.testing.network_cluster import NetworkTransport
 from realtime.testing.presence_conformance import FAST, ClusterWatcher
 from realtime.transports.base import Transport
 

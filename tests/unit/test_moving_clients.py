@@ -12,7 +12,8 @@ from gevent.event import Event
 
 from realtime import Context, Limits, Message, RealtimeKernel, Toolkit
 from realtime.cluster_node import LocalNode
-from realtime.testing.network_cluster import LiveNetwork, NetworkTransport
+from realtime.testing.live_network import LiveNetwork
+from realtime.testing.network_cluster import NetworkTransport
 from realtime.testing.peers import PATIENCE, wait_until
 from realtime.transports.memory import MemoryTransport
 from realtime.transports.memory_client import MemoryClient
