@@ -21,7 +21,8 @@ from realtime.routing import check_function, decided
 from realtime.signaling.call_rooms import CallRooms
 from realtime.signaling.calls import Calls
 from realtime.signaling.elsewhere import Elsewhere
-from realtime.signaling.negotiations import Held, Negotiations
+from realtime.signaling.held import Held
+from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import Participants
 from realtime.signaling.relay import ECHOED, Relay
 from realtime.signaling.signals import (

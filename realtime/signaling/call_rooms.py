@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from realtime.connection import Context
 from realtime.errors import BadRoom, ConfigurationError, ConnectionClosed, Reject, UnknownClient
 from realtime.kernel import RealtimeKernel
-from realtime.signaling.negotiations import Held
+from realtime.signaling.held import Held
 from realtime.signaling.signals import Reason, refusal
 
 __all__ = ["CallRooms"]

@@ -1,4 +1,4 @@
-"""Negotiations: what clients have described to each other, and candidates that must wait for it.
+"""Negotiations: what clients have described to each other, and which candidates must wait for it.
 
 State only: no sockets, no greenlets; the clock comes as ``now``, in seconds of any origin. A candidate that
 reaches a browser before the description it belongs to makes ``addIceCandidate`` fail (W3C WebRTC 4.4.2), and one
@@ -7,16 +7,15 @@ of an earlier negotiation is worse than none: here it is found which may pass, w
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-__all__ = ["Held", "Negotiations", "Verdict"]
+from realtime.signaling.descriptions import Told
+from realtime.signaling.held import Held, HeldCandidates
 
-MOST_CALLS = 8  # in which one pair of clients negotiates at once, each for itself
-MOST_PAST = 8  # superseded negotiations of a pair that are known as such
+__all__ = ["Negotiations", "Verdict"]
 
 
 class Verdict(Enum):
@@ -27,60 +26,14 @@ class Verdict(Enum):
     LATE = "late"  # another negotiation has taken its place
 
 
-@dataclass(slots=True, eq=False)
-class Held:
-    """A candidate that waits; ``message`` is what will go out."""
-
-    sender: str
-    target: str
-    negotiation: str | None
-    message: dict[str, Any]
-    ack: str | int | None
-    until: float
-
-
-class _Told:
-    """What one client described to another, or to a room. ``where``: the room it named beside the target."""
-
-    __slots__ = ("answers", "at", "offers", "past", "receivers")
-
-    def __init__(self) -> None:
-        self.offers: dict[str | None, str | None] = {}  # where -> the latest offer's negotiation
-        self.answers: dict[str | None, str | None] = {}
-        self.past: tuple[str, ...] = ()
-        self.at = 0.0
-        self.receivers: frozenset[str] = frozenset()
-        """Of what was described to a room: who was in it then."""
-
-    def add(self, kind: str, where: str | None, negotiation: str | None) -> None:
-        latest = self.offers if kind == "offer" else self.answers
-        self._supersede(latest.pop(where, None), negotiation)
-        latest[where] = negotiation
-        if len(latest) > MOST_CALLS:
-            self._supersede(latest.pop(next(iter(latest))), negotiation)
-
-    def end(self, where: str) -> None:
-        """What was described in a room is over."""
-        for latest in (self.offers, self.answers):
-            self._supersede(latest.pop(where, None), None)
-
-    def _supersede(self, old: str | None, new: str | None) -> None:
-        if new in self.past:  # it is used again
-            self.past = tuple(one for one in self.past if one != new)
-        if old is not None and old != new:
-            self.past = (*self.past[1 - MOST_PAST :], old)
-
-
 class _Client:
     """What is known of one client as a sender."""
 
-    __slots__ = ("heard_by", "held", "rooms", "waiting")
+    __slots__ = ("heard_by", "rooms")
 
     def __init__(self) -> None:
-        self.heard_by: dict[str, _Told] = {}  # by target, the one described to last at the end
-        self.rooms: dict[str, _Told] = {}
-        self.held: dict[str, deque[Held]] = {}  # by target
-        self.waiting = 0  # in all of held
+        self.heard_by: dict[str, Told] = {}  # by target, the one described to last at the end
+        self.rooms: dict[str, Told] = {}
 
 
 class Negotiations:
@@ -107,18 +60,15 @@ class Negotiations:
     ) -> None:
         self._is_member = is_member
         self._max_pairs = max_pairs
-        self._max_held = max_held
-        self._max_held_by_sender = max_held_by_sender
         self._hold = hold
         self._most_gone = most_gone
         self._clients: dict[str, _Client] = {}
         self._hears: dict[str, dict[str, None]] = {}  # by target: whose records name it
-        self._queue: OrderedDict[Held, None] = OrderedDict()  # everything that waits, the oldest first
+        self._held = HeldCandidates(most=max_held, most_by_sender=max_held_by_sender, hold=hold)
         self._foreign: dict[str, dict[str, None]] = {}  # by target: clients of other nodes that made it an offer
         self._gone: OrderedDict[str, float] = OrderedDict()  # forgotten then, the first first
         self._successors: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self.forgotten_pairs = 0
-        self.dropped_held = 0
 
     # Descriptions --------------------------------------------------------------------------------------
 
@@ -136,14 +86,14 @@ class Negotiations:
         client = self._clients.get(sender)
         if client is None:
             client = self._clients[sender] = _Client()
-        told_by_name: dict[str, _Told] = client.heard_by
+        told_by_name: dict[str, Told] = client.heard_by
         name = target
         if name is None:
             assert where is not None
             told_by_name, name = client.rooms, where
         told = told_by_name.pop(name, None)
         if told is None:
-            told = _Told()
+            told = Told()
             if len(told_by_name) >= self._max_pairs:
                 self._forget_oldest(sender, client, told_by_name)
             if target is not None:
@@ -173,7 +123,7 @@ class Negotiations:
             if client is not None and client.heard_by.pop(target, None) is not None:
                 self._unlink(oldest, client, target)
 
-    def _forget_oldest(self, sender: str, client: _Client, told_by_name: dict[str, _Told]) -> None:
+    def _forget_oldest(self, sender: str, client: _Client, told_by_name: dict[str, Told]) -> None:
         self.forgotten_pairs += 1
         oldest = next(iter(told_by_name))
         del told_by_name[oldest]
@@ -220,13 +170,13 @@ class Negotiations:
             if negotiation in told.past:
                 return Verdict.LATE
         for room, told in client.rooms.items():
-            if (negotiation is None or _is_current(told, negotiation)) and self._got(told, room, target):
+            if (negotiation is None or told.is_current(negotiation)) and self._got(told, room, target):
                 return Verdict.PASS
             if negotiation in told.past and self._got(told, room, target):
                 return Verdict.LATE
         return self._judge_undescribed(sender, target, negotiation)
 
-    def _got(self, told: _Told, room: str, client_id: str) -> bool:
+    def _got(self, told: Told, room: str, client_id: str) -> bool:
         """Tell whether a client has what was described to a room: it was in it then, and still is."""
         return client_id in told.receivers and self._is_member(room, client_id)
 
@@ -240,7 +190,7 @@ class Negotiations:
         """Tell whether the others in a room have the latest description of ``sender``, of this negotiation."""
         client = self._clients.get(sender)
         told = None if client is None else client.rooms.get(room)
-        if told is None or not (negotiation is None or _is_current(told, negotiation)):
+        if told is None or not (negotiation is None or told.is_current(negotiation)):
             return False
         return told.receivers.issuperset(others)
 
@@ -255,10 +205,7 @@ class Negotiations:
 
     def can_hold(self, sender: str, target: str) -> bool:
         """Tell whether one more candidate may wait."""
-        client = self._clients.get(sender)
-        if client is None:
-            return True
-        return len(client.held.get(target, ())) < self._max_held and client.waiting < self._max_held_by_sender
+        return self._held.can_hold(sender, target)
 
     def hold(
         self,
@@ -270,53 +217,22 @@ class Negotiations:
         now: float,
     ) -> Held:
         """Let a candidate wait; ask ``can_hold`` first."""
-        held = Held(sender, target, negotiation, message, ack, now + self._hold)
-        client = self._clients.get(sender)
-        if client is None:
-            client = self._clients[sender] = _Client()
-        client.held.setdefault(target, deque()).append(held)
-        client.waiting += 1
-        self._hears.setdefault(target, {})[sender] = None
-        self._queue[held] = None
-        return held
+        return self._held.hold(sender, target, negotiation, message, ack, now)
 
     def release(self, sender: str, target: str, now: float) -> list[Held]:
         """Take out what may pass from ``sender`` to ``target`` now, in the order it came."""
-        client = self._clients.get(sender)
-        if client is None or target not in client.held:
-            return []
         ready = [
             held
-            for held in client.held[target]
+            for held in self._held.line(sender, target)
             if self.judge(sender, target, held.negotiation, now) is Verdict.PASS
         ]
-        self._take(ready)
+        self._held.take(ready)
         return ready
 
     def release_to_room(self, sender: str, room: str, now: float) -> list[Held]:
         """Take out what may pass from ``sender`` to members of ``room`` now."""
-        client = self._clients.get(sender)
-        if client is None or not client.held:
-            return []
-        targets = [target for target in client.held if self._is_member(room, target)]
+        targets = [target for target in self._held.targets(sender) if self._is_member(room, target)]
         return [held for target in targets for held in self.release(sender, target, now)]
-
-    def _take(self, several: Iterable[Held]) -> None:
-        for held in several:
-            del self._queue[held]
-            client = self._clients[held.sender]
-            line = client.held[held.target]
-            line.remove(held)
-            client.waiting -= 1
-            if not line:
-                del client.held[held.target]
-                self._unlink(held.sender, client, held.target)
-
-    def _drop_held(self, client: _Client) -> None:
-        """What a client sent that still waits goes with its connection: ICE starts anew when it comes back."""
-        dropped = [held for line in client.held.values() for held in line]
-        self.dropped_held += len(dropped)
-        self._take(dropped)
 
     def left(self, client_id: str, room: str) -> None:
         """A client has left a room: what was described to it and by it there is over."""
@@ -340,13 +256,11 @@ class Negotiations:
 
         :param returns: its place is kept: ``forget`` or ``succeed`` will be called instead.
         """
-        client = self._clients.get(client_id)
-        if client is not None:
-            self._drop_held(client)
-            self._discard_if_empty(client_id)
+        self._held.drop(client_id)  # ICE starts anew when it comes back
         if returns:
             return False
-        if client_id not in self._clients and client_id not in self._hears:
+        is_known = client_id in self._clients or client_id in self._hears or self._held.senders_to(client_id)
+        if not is_known:
             self._foreign.pop(client_id, None)
             return False
         self._gone[client_id] = now + self._hold
@@ -379,9 +293,10 @@ class Negotiations:
         if old in self._foreign:
             self._foreign[new] = {**self._foreign.pop(old), **self._foreign.get(new, {})}
         self._move_own(old, new)
-        senders = list(self._hears.get(old, ()))
-        for sender in senders:
+        senders = list(dict.fromkeys((*self._hears.get(old, ()), *self._held.senders_to(old))))
+        for sender in self._hears.pop(old, ()):
             self._move_heard(sender, old, new)
+        self._held.redirect(old, new)
         for client in self._clients.values():
             for told in client.rooms.values():
                 if old in told.receivers:
@@ -394,11 +309,10 @@ class Negotiations:
 
     def _move_own(self, old: str, new: str) -> None:
         """What ``old`` described, ``new`` has described."""
-        client = self._clients.get(old)
+        self._held.drop(old)
+        client = self._clients.pop(old, None)
         if client is None:
             return
-        self._drop_held(client)
-        self._clients.pop(old, None)
         heir = self._clients.setdefault(new, _Client())
         for target, told in client.heard_by.items():
             heir.heard_by.setdefault(target, told)
@@ -410,19 +324,9 @@ class Negotiations:
         self._discard_if_empty(new)
 
     def _move_heard(self, sender: str, old: str, new: str) -> None:
-        """What ``sender`` described to ``old``, it has described to ``new``; what it sent waits for ``new``."""
-        client = self._clients[sender]
-        told = client.heard_by.pop(old, None)
-        if told is not None:
-            client.heard_by.setdefault(new, told)
-        line = client.held.pop(old, None)
-        if line is not None:
-            for held in line:
-                held.target = new
-                if "target" in held.message["payload"]:
-                    held.message["payload"]["target"] = new
-            client.held[new] = line + client.held.get(new, deque())
-        self._unlink(sender, client, old)
+        """What ``sender`` described to ``old``, it has described to ``new``."""
+        heard_by = self._clients[sender].heard_by
+        heard_by.setdefault(new, heard_by.pop(old))
         self._hears.setdefault(new, {})[sender] = None
 
     def successor(self, client_id: str) -> str | None:
@@ -433,9 +337,7 @@ class Negotiations:
         return found
 
     def _unlink(self, sender: str, client: _Client, target: str) -> None:
-        """Forget that ``sender`` has to do with ``target`` once nothing says so."""
-        if target in client.heard_by or target in client.held:
-            return
+        """``sender`` has described nothing to ``target``, as far as is known now."""
         hears = self._hears.get(target)
         if hears is not None:
             hears.pop(sender, None)
@@ -445,16 +347,15 @@ class Negotiations:
 
     def _discard_if_empty(self, client_id: str) -> None:
         client = self._clients.get(client_id)
-        if client is not None and not client.heard_by and not client.rooms and not client.held:
+        if client is not None and not client.heard_by and not client.rooms:
             del self._clients[client_id]
 
     # Time ----------------------------------------------------------------------------------------------
 
     def next_end(self) -> float | None:
         """Return when the next thing expires; None if nothing can."""
-        ends = []
-        if self._queue:
-            ends.append(next(iter(self._queue)).until)
+        held = self._held.next_end()
+        ends = [] if held is None else [held]
         if self._gone:
             ends.append(next(iter(self._gone.values())))
         if self._successors:
@@ -467,34 +368,30 @@ class Negotiations:
             self.forget(next(iter(self._gone)))
         while self._successors and next(iter(self._successors.values()))[1] <= now:
             self._successors.popitem(last=False)
-        expired: list[Held] = []
-        for held in self._queue:
-            if held.until > now or len(expired) == most:
-                break
-            expired.append(held)
-        self._take(expired)
-        return expired
+        return self._held.expire(now, most)
 
     @property
     def waiting(self) -> int:
         """How many candidates wait."""
-        return len(self._queue)
+        return len(self._held)
+
+    @property
+    def dropped_held(self) -> int:
+        """How many waited of clients that have gone."""
+        return self._held.dropped
 
     def counts(self) -> dict[str, int]:
         """Return how many records there are of each kind."""
         return {
             "pairs": sum(len(client.heard_by) for client in self._clients.values()),
-            "senders": len(self._clients),
-            "held": len(self._queue),
+            "senders": len(self._clients.keys() | self._held.senders()),
+            "held": len(self._held),
             "gone": len(self._gone),
             "successors": len(self._successors),
         }
 
     def clear(self) -> None:
         """Forget everything."""
-        for container in (self._clients, self._hears, self._queue, self._foreign, self._gone, self._successors):
+        self._held.clear()
+        for container in (self._clients, self._hears, self._foreign, self._gone, self._successors):
             container.clear()
-
-
-def _is_current(told: _Told, negotiation: str) -> bool:
-    return negotiation in told.offers.values() or negotiation in told.answers.values()

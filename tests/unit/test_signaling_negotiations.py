@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime.signaling.negotiations import Held, Negotiations, Verdict
+from realtime.signaling.held import Held
+from realtime.signaling.negotiations import Negotiations, Verdict
 
 PASS, WAIT, LATE = Verdict.PASS, Verdict.WAIT, Verdict.LATE
 HOLD = 5.0
@@ -46,7 +47,7 @@ class Scene:
         return self.state.expire(self.now, most)
 
     def nothing_left(self) -> bool:
-        records = (*self.state.counts().values(), self.state._hears, self.state._foreign)
+        records = (*self.state.counts().values(), self.state._hears, self.state._foreign, self.state._held._senders)
         return not any(records) and self.state.next_end() is None
 
 
@@ -399,9 +400,11 @@ def test_whatever_happens_once_all_have_gone_nothing_is_left(script: list[tuple[
         elif what == "wait":
             scene.now += arguments[0]
             scene.expire()
-        assert state.waiting == sum(client.waiting for client in state._clients.values())
-        named = {target for client in state._clients.values() for target in (*client.heard_by, *client.held)}
-        assert named == set(state._hears)
+        held = state._held
+        lines = [line for lines in held._lines.values() for line in lines.values()]
+        assert state.waiting == sum(held._counts.values()) == sum(map(len, lines))
+        assert {target for client in state._clients.values() for target in client.heard_by} == set(state._hears)
+        assert {target for lines in held._lines.values() for target in lines} == set(held._senders)
     for one in "abcd":
         state.gone(one, scene.now, returns=False)
     scene.now += 2 * HOLD
