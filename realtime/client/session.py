@@ -14,29 +14,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-from realtime.client.calls import Calls, Pending
 from realtime.client.continuity import Continuity
 from realtime.client.handlers import Handlers
 from realtime.client.handling import Handling
 from realtime.client.inbox import Inbox
 from realtime.client.link import Link
 from realtime.client.options import Headers, check_headers
+from realtime.client.outgoing import Outgoing
 from realtime.client.states import NOT_YET, ClientState, Ended, Settings
 from realtime.client.stream import Stream
-from realtime.client.waiting import SendQueue
 from realtime.client.watchdog import Due, SilenceWatch
 from realtime.client.welcome import Welcome, read_welcome
 from realtime.client.wire import ClientMessage
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat
-from realtime.errors import (
-    BadMessage,
-    ConfigurationError,
-    ConnectionClosed,
-    HandshakeError,
-    MessageTooBig,
-    TimedOut,
-)
+from realtime.errors import BadMessage, ConfigurationError, ConnectionClosed, HandshakeError
 
 __all__ = ["CLOSE_HANDSHAKE", "Session"]
 
@@ -45,12 +37,11 @@ log = logging.getLogger("realtime.client")
 CLOSE_HANDSHAKE = 5.0  # seconds the server has to answer our close frame
 _STEADY_AFTER = 10.0  # a connection that was open for so many seconds starts the back-off anew
 _UNCLEAN = frozenset((CloseCode.ABNORMAL, CloseCode.HEARTBEAT_TIMEOUT))  # after which the server waits for us
-_UNCOUNTED = frozenset(("system:welcome", "system:received"))  # they belong to a connection, not to the session
 _EARLY = 1000  # messages before the welcome that says whom they are for
 
 
-class Session:
-    """See the module. Its lock guards the state and the order of what is sent; nothing waits while it has it.
+class Session(Outgoing):
+    """See the module.
 
     :param on_open: called by the thread that reads, after every welcome that resumes nothing, before anything else is
         sent.
@@ -66,26 +57,17 @@ class Session:
         on_open: Callable[[], None],
         on_message: Callable[[ClientMessage], None],
     ) -> None:
-        self.state = ClientState.CLOSED
+        super().__init__(settings, stats)
         self.id: str | None = None
         self.heartbeat: Heartbeat | None = None
-        self.limits: dict[str, int] | None = None
         self.opens = 0
         """How often the server has welcomed us."""
-        self.calls = Calls()
         self.inbox = Inbox(settings.limits, handled=handlers.has, on_room=self._wake, stats=stats)
-        self._settings = settings
         self.inbox.end(NOT_YET.error)
         self._handlers = handlers
-        self._stats = stats
         self._on_open = on_open
         self._on_message = on_message
-        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._queue = SendQueue(settings.limits)
-        self._stream: Stream | None = None
-        self._link: Link | None = None
-        self._continuity = Continuity()
         self._lost = NOT_YET  # how the last connection of the session ended
         self._early: deque[tuple[ClientMessage, int]] = deque()
         self._given_up: ConnectionClosed | None = None
@@ -93,8 +75,6 @@ class Session:
         self._deadline = 0.0  # of the attempt, or of the close handshake
         self._opened_at = 0.0
         self._patient = True
-        self._stopping = threading.Event()
-        self._ended = NOT_YET
         handling = Handling(self.inbox, handlers, settings.wire, stats, self._answer)
         self._reader = threading.Thread(target=self._run, name="realtime-client", daemon=True)
         self._handling = threading.Thread(target=handling.run, name="realtime-client-handlers", daemon=True)
@@ -139,82 +119,6 @@ class Session:
         stream = self._stream
         if stream is not None:
             stream.wake()
-
-    # Sending, from any thread -------------------------------------------------------------------------------
-
-    def transmit(self, data: bytes, call: Pending | None, timeout: float) -> None:
-        """Send a message now, or keep it for the next connection.
-
-        :raises TimedOut: the server takes nothing, and there was no room to wait for ``timeout`` seconds.
-        :raises ConnectionClosed, QueueFull, MessageTooBig: it cannot be sent.
-        """
-        stream = self._stream
-        if stream is not None and self.state is ClientState.OPEN and not stream.wait_for_room(timeout):
-            raise TimedOut(f"the server took nothing for {timeout:g} s")
-        with self._lock:
-            if self.state is ClientState.CLOSED or self._stopping.is_set():
-                raise self._ended.error()
-            if self.state is ClientState.OPEN and self._send_now(data, call):
-                return
-            self._queue.put(data, call)
-
-    def withdraw(self, call: Pending) -> None:
-        """Take back a question that still waits to be sent."""
-        with self._lock:
-            if not call.was_sent:
-                self._queue.withdraw(call)
-
-    def notify(self, data: bytes) -> None:
-        """Send something that is of use in this session of the server's alone. Never raises."""
-        with self._lock:
-            self._reply(self._continuity, data)
-
-    def _reply(self, source: object, data: bytes) -> None:
-        """Answer a question in the session it was asked in, and in no other; if not now, when that is resumed."""
-        with self._lock:
-            if source is not self._continuity:
-                return  # who asked is gone
-            is_open = self.state is ClientState.OPEN
-            if is_open or self._continuity.lasts:
-                self._continuity.sending(data)
-            if is_open and self._put(data):
-                self._stats["sent"] += 1
-
-    def _answer(self, source: object, data: bytes) -> None:
-        """As ``_reply``, once the server takes more. Raises MessageTooBig, TimedOut."""
-        self.check_size(data)
-        stream, timeout = self._stream, self._settings.timeout
-        if stream is not None and not stream.wait_for_room(timeout):
-            raise TimedOut(f"the server took nothing for {timeout:g} s")
-        self._reply(source, data)
-
-    def _put(self, data: bytes) -> bool:
-        """Send, counted or not; False if the connection has just ended, which nobody has said yet."""
-        if self._link is None:
-            return False
-        try:
-            self._link.send(self._settings.wire.frame(data))
-        except ConnectionClosed:
-            return False
-        return True
-
-    def check_size(self, data: bytes) -> None:
-        """A server ends the connection, for good, over a message that is too large for it."""
-        most = (self.limits or {}).get("message_size")
-        if isinstance(most, int) and len(data) > most:
-            raise MessageTooBig(f"the server takes messages of {most} bytes, not of {len(data)}")
-
-    def _send_now(self, data: bytes, call: Pending | None) -> bool:
-        """Send; False if the connection has just ended, which nobody has said yet."""
-        self.check_size(data)
-        self._continuity.sending(data)  # before: the other end may say at once that it has it
-        if not self._put(data):
-            self._continuity.unsent(data)
-            return False
-        if call is not None:
-            call.was_sent = True
-        self._stats["sent"] += 1
-        return True
 
     # The thread that reads ------------------------------------------------------------------------------------
 
@@ -443,28 +347,6 @@ class Session:
         lost = f"the connection was lost before the answer came: {self._lost.code} {self._lost.reason}".rstrip()
         code = self._lost.code
         self.calls.fail_all(lambda: ConnectionClosed(code, lost), unsent_too=False)
-
-    def ask_again(self, call: Pending, make: Callable[[str], bytes]) -> None:
-        """In the thread that reads: ask without waiting."""
-        data = make(self.calls.add(call))
-        with self._lock:
-            self._continuity.sending(data)
-            if self._put(data):
-                self._stats["sent"] += 1
-
-    def _flush(self) -> None:
-        """Send what was queued."""
-        while (entry := self._queue.take()) is not None:
-            try:
-                if not self._send_now(entry.data, entry.call):
-                    self._queue.put_back(entry)
-                    return
-            except MessageTooBig as error:
-                if entry.call is not None:
-                    entry.call.fail(error)
-                else:
-                    self._stats["unsent"] += 1
-                    log.error("a message that waited for the connection is not sent: %s", error)
 
     def _unlink(self, ended: Ended) -> None:
         """Let go of the connection, and of the session unless that may be resumed."""
