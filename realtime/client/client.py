@@ -10,24 +10,17 @@ from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from realtime.client.calls import Pending, Question
+from realtime.client.asking import ask, ask_for_items
+from realtime.client.calls import Pending
 from realtime.client.event_loop import warn_of_stopped_loop
 from realtime.client.handlers import Handler, Handlers
-from realtime.client.options import (
-    Address,
-    Backoff,
-    ClientLimits,
-    HeaderSource,
-    check_headers,
-    check_kind,
-    check_seconds,
-    trust,
-)
+from realtime.client.options import Backoff, ClientLimits, HeaderSource, check_seconds
 from realtime.client.presence import ClientPresence
 from realtime.client.rooms import ClientRooms
 from realtime.client.session import Session
-from realtime.client.states import ClientState, Settings
-from realtime.client.wire import JSON_WIRE, MSGPACK_WIRE, ClientMessage
+from realtime.client.settings import checked_settings
+from realtime.client.states import ClientState
+from realtime.client.wire import ClientMessage
 from realtime.codes import CloseCode
 from realtime.config import Heartbeat
 from realtime.errors import BadMessage, ConfigurationError, RealtimeError
@@ -35,10 +28,6 @@ from realtime.errors import BadMessage, ConfigurationError, RealtimeError
 __all__ = ["Client"]
 
 H = TypeVar("H", bound=Handler)
-
-_BACKOFF, _LIMITS = Backoff(), ClientLimits()
-_A_BACKOFF = "a realtime.client.Backoff, such as Backoff(max=30)"
-_CLIENT_LIMITS = "realtime.client.ClientLimits, such as ClientLimits(inbox=100)"
 
 
 class Client:
@@ -92,34 +81,19 @@ class Client:
         hello: Any = None,
         session: bool = True,
     ) -> None:
-        address = Address.parse(url)
-        for name, value in (("msgpack", msgpack), ("reconnect", reconnect), ("session", session)):
-            check_kind(name, value, bool, "True or False")
-        wire = MSGPACK_WIRE if msgpack else JSON_WIRE
-        if callable(headers):
-            source = headers
-        else:
-            fixed = check_headers(address, headers)
-            source = fixed.copy
-        try:
-            wire.request("system:hello", hello)
-        except BadMessage as error:
-            raise ConfigurationError(f"hello={hello!r}: {error}") from None
-        if session and not (hello is None or isinstance(hello, dict)):
-            raise ConfigurationError(f"hello={hello!r}: must be a dictionary, to ask for a session, or session=False")
-        self._wire = wire
-        self._settings = Settings(
-            address=address,
-            headers=source,
-            tls=trust(address, tls),
-            wire=wire,
-            timeout=check_seconds("timeout", timeout),
+        self._settings = checked_settings(
+            url,
+            headers=headers,
+            msgpack=msgpack,
+            tls=tls,
+            timeout=timeout,
             reconnect=reconnect,
-            backoff=_BACKOFF if backoff is None else check_kind("backoff", backoff, Backoff, _A_BACKOFF),
-            limits=_LIMITS if limits is None else check_kind("limits", limits, ClientLimits, _CLIENT_LIMITS),
+            backoff=backoff,
+            limits=limits,
             hello=hello,
-            session=session and reconnect,
+            session=session,
         )
+        self._wire = self._settings.wire
         self._handlers = Handlers()
         self._stats: Counter[str] = Counter()
         self._starting = threading.Lock()
@@ -305,15 +279,13 @@ class Client:
         timeout: float | None,
         heard: Callable[[Any], None] | None = None,
     ) -> Any:
-        seconds = self._seconds(timeout)
-        session, question = self._session, Question(heard=heard)
-        ack = session.calls.add(question)
-        try:
-            session.transmit(self._wire.request(type, payload, room=room, target=target, ack=ack), question, seconds)
-            with session.inbox.waiting(question):
-                return question.result(seconds)
-        finally:
-            self._forget(session, ack, question)
+        make = self._request(type, payload, room, target)
+        return ask(self._session, make, self._seconds(timeout), heard)
+
+    def _request(
+        self, type: str, payload: Any, room: str | None, target: str | Sequence[str] | None = None
+    ) -> Callable[[str | None], bytes]:
+        return lambda ack: self._wire.request(type, payload, room=room, target=target, ack=ack)
 
     def stream(
         self,
@@ -332,32 +304,12 @@ class Client:
         :param timeout: seconds without an item.
         :raises CallFailed: as ``call``; ``overflow`` if more than ``ClientLimits.stream`` items wait to be read.
         """
-        seconds = self._seconds(timeout)
-        self._wire.request(type, payload, room=room, target=target)  # complains here, not in the loop
-        return self._items(seconds, type, payload, room, target)
+        seconds, make = self._seconds(timeout), self._request(type, payload, room, target)
+        make(None)  # complains here, not in the loop
+        return self._items(make, seconds)
 
-    def _items(
-        self, seconds: float, type: str, payload: Any, room: str | None, target: str | Sequence[str] | None
-    ) -> Generator[Any, None, Any]:
-        session, question = self._session, Question(items=self._settings.limits.stream)
-        ack = session.calls.add(question)
-        try:
-            session.transmit(self._wire.request(type, payload, room=room, target=target, ack=ack), question, seconds)
-            while True:
-                with session.inbox.waiting(question):
-                    more, item = question.next_item(seconds)
-                if not more:
-                    return item
-                yield item
-        finally:
-            if ack in session.calls and question.was_sent:
-                session.notify(self._wire.request("system:cancel", {"ack": ack}))
-            self._forget(session, ack, question)
-
-    @staticmethod
-    def _forget(session: Session, ack: str, question: Question) -> None:
-        session.calls.forget(ack)
-        session.withdraw(question)
+    def _items(self, make: Callable[[str], bytes], seconds: float) -> Generator[Any, None, Any]:
+        return (yield from ask_for_items(self._session, make, seconds, self._settings))  # as it is when the loop begins
 
     def wait_for(self, type: str, *, timeout: float | None = None) -> ClientMessage:
         """Wait for a message of a type, ``"*"`` for any, and return it; its own handlers do not get it then.
@@ -467,7 +419,7 @@ class Client:
         self.presence.repeat()
 
     def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
-        self._session.ask_again(call, lambda ack: self._wire.request(type, payload, room=room, ack=ack))
+        self._session.ask_again(call, self._request(type, payload, room))
 
     def _tell(self, type: str, payload: dict[str, Any]) -> None:
         self._session.inbox.tell(ClientMessage(type, payload))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from realtime.client.calls import Calls, Pending
 from realtime.client.continuity import Continuity
 from realtime.client.link import Link
-from realtime.client.states import NOT_YET, ClientState, Settings
+from realtime.client.settings import Settings
+from realtime.client.states import NOT_YET, ClientState
 from realtime.client.stream import Stream
 from realtime.client.waiting import SendQueue
 from realtime.errors import ConnectionClosed, MessageTooBig, TimedOut

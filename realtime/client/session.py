@@ -21,7 +21,8 @@ from realtime.client.inbox import Inbox
 from realtime.client.link import Link
 from realtime.client.options import Headers, check_headers
 from realtime.client.outgoing import Outgoing
-from realtime.client.states import NOT_YET, ClientState, Ended, Settings
+from realtime.client.settings import Settings
+from realtime.client.states import NOT_YET, ClientState, Ended
 from realtime.client.stream import Stream
 from realtime.client.watchdog import Due, SilenceWatch
 from realtime.client.welcome import Welcome, read_welcome

@@ -1,20 +1,15 @@
-"""Where a Client is with its connection, why one ended, and what it was told."""
+"""Where a Client is with its connection, and why one ended."""
 
 from __future__ import annotations
 
 import re
-import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from realtime.client.options import Address, Backoff, ClientLimits, Headers
-from realtime.client.wire import ClientWire
 from realtime.codes import CloseCode, may_reconnect
 from realtime.errors import ConfigurationError, ConnectionClosed, HandshakeError, RealtimeError
 
-__all__ = ["NOT_YET", "ClientState", "Ended", "Settings"]
+__all__ = ["NOT_YET", "ClientState", "Ended"]
 
 _LONGEST_RETRY_AFTER = 3600.0
 _RETRY_AFTER = re.compile(r"(?:^|\W)retry_after=(\d+(?:\.\d+)?)")
@@ -34,23 +29,6 @@ class ClientState(str, Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a Client was told."""
-
-    address: Address
-    headers: Callable[[], Headers | None]
-    tls: ssl.SSLContext | None
-    wire: ClientWire
-    timeout: float
-    reconnect: bool
-    backoff: Backoff
-    limits: ClientLimits
-    hello: Any
-    session: bool
-    """Ask the server to go on where it was after a reconnect."""
 
 
 @dataclass(frozen=True)
