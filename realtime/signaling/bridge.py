@@ -18,6 +18,7 @@ from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
 from realtime.routing import check_function, decided
+from realtime.signaling.call_news import CallNews
 from realtime.signaling.call_rooms import CallRooms
 from realtime.signaling.calls import Calls
 from realtime.signaling.elsewhere import Elsewhere
@@ -227,8 +228,8 @@ class WebRTCSignalingBridge:
         kernel.hub.on_detached.append(self._calls.detached)
         kernel.hub.on_resumed.append(self._calls.back)
         kernel.hub.on_moved.append(self._calls.moved)
-        kernel.hub.on_found.append(self._calls.found)
-        kernel.hub.on_lost.append(self._calls.lost)
+        kernel.hub.on_found.append(self._news.found)
+        kernel.hub.on_lost.append(self._news.lost)
         kernel.add_service(self)
         return self
 
@@ -256,8 +257,10 @@ class WebRTCSignalingBridge:
             bounds=self._bounds,
             tell=self._tell,
         )
+        self._news = CallNews(kernel, rooms, self._participants, elsewhere)
         self._calls = Calls(
             *shared,
+            news=self._news,
             ask=self._ask,
             ice_servers=self._ice_servers,
             auto_join_rooms=self._auto_join_rooms,

@@ -1,21 +1,22 @@
-"""Calls: who joins, leaves, is lost and comes back, and what the others are told."""
+"""Calls: who joins, leaves, is lost and comes back."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
 
 from realtime.codes import CloseCode, may_reconnect
 from realtime.connection import Context
-from realtime.errors import ConnectionClosed, MessageTooBig, Reject, UnknownClient
+from realtime.errors import MessageTooBig, Reject, UnknownClient
 from realtime.expiry import Expiry
 from realtime.kernel import RealtimeKernel
 from realtime.message import Message
+from realtime.signaling.call_news import CallNews
 from realtime.signaling.call_rooms import CallRooms
-from realtime.signaling.elsewhere import Asked, Elsewhere, Shown
+from realtime.signaling.elsewhere import Elsewhere, Shown
 from realtime.signaling.negotiations import Negotiations
 from realtime.signaling.participants import MOST_FORMER, Participant, Participants
 from realtime.signaling.signals import CallRequest, Reason, SignalBounds, read_request, refusal
@@ -43,6 +44,7 @@ class Calls:
     clients only.
 
     :param rooms: names and membership.
+    :param news: tells the others.
     :param ask: raises Reject unless a client may go to a room; may wait.
     """
 
@@ -55,6 +57,7 @@ class Calls:
         expiry: Expiry,
         elsewhere: Elsewhere,
         *,
+        news: CallNews,
         ice_servers: IceServers,
         ask: Callable[[str, Context], None],
         auto_join_rooms: bool,
@@ -79,7 +82,7 @@ class Calls:
         self._returned: set[str] = set()  # clients closed because another connection came in their place
         self._away: dict[str, float] = {}  # clients whose session waits for them, and since when
         self._elsewhere = elsewhere
-        elsewhere.heard_of = self._heard_of
+        self._news = news
         self.counters = rooms.counters
 
     def clear(self) -> None:
@@ -126,7 +129,7 @@ class Calls:
             payload["formerly"] = list(participant.formerly)
         home = self._kernel.hub.cluster.home
         participant.met = frozenset(peer["id"] for peer in told["peers"] if home(peer["id"]) is not None)
-        self._announce(call, payload, participant)
+        self._news.announce(call, payload, participant)
         if old is not None:
             self._succeed(old, context.id)
         self.counters["joined" if old is None else "resumed"] += 1
@@ -176,7 +179,7 @@ class Calls:
         if old is not None:
             self._negotiations.forget(old.id)
             self._close_replaced(old)
-            self._say_bye(old.call, old.id, reason="lost")
+            self._news.say_bye(old.call, old.id, reason="lost")
 
     def _list_until_settled(
         self, participant: Participant, room: str, toolkit: Toolkit, elsewhere: dict[str, Shown], *, resumed: bool
@@ -201,7 +204,7 @@ class Calls:
         payload = {
             "room": room,
             "id": own,
-            "peers": [self._peer(peer, own, call, elsewhere) for peer in self._present(call, own)],
+            "peers": [self._news.peer(peer, own, call, elsewhere) for peer in self._present(call, own)],
             "ice_servers": self._ice_servers.for_client(own, time.time()),
             "resume": participant.token,
             "resumed": resumed,
@@ -217,69 +220,6 @@ class Calls:
         others = self._rooms.others(call, own)
         return [one for one in others if one not in self._away] if self._away else others
 
-    def _peer(self, peer: str, own: str, call: str, elsewhere: dict[str, Shown]) -> dict[str, Any]:
-        """Return what a client is told of another: who is polite follows from the ids, so both sides agree."""
-        participant = self._participants.get(peer, call)
-        shown = elsewhere.get(peer) if participant is None else participant.shown()
-        if shown is None:  # put into the call by the application, or its node does not answer
-            entry = self._kernel.presence.get(peer)
-            shown = {"metadata": entry["metadata"]} if entry and entry["metadata"] else {}
-        return {"id": peer, "polite": own < peer, **shown}
-
-    def _announce(self, call: str, payload: dict[str, Any], joiner: Participant | None = None) -> None:
-        """Tell the others of one that has joined, or is back. May stall, or park, for crowded outboxes.
-
-        Those that are known here are told by name, so that it reaches who is just moving. Other nodes tell the rest: of
-        two that join in the same moment, neither's node knows of the other yet.
-        """
-        others = self._rooms.others(call, payload["id"])
-        here = set(self._kernel.rooms.members(call, scope="local"))
-        self._tell_of(call, payload)
-        for one in others:
-            if one not in here:
-                self._tell_one(call, one, {**payload, "polite": one < payload["id"]})
-        asked = self._elsewhere.announce(call, payload, others)
-        if asked and joiner is not None and joiner.met:
-            self._kernel.hub.workers.submit(partial(self._tell_missed, joiner, asked))
-
-    def _tell_of(self, call: str, payload: dict[str, Any], skip: Collection[str] = ()) -> None:
-        """Tell this node's clients in a call of one that has joined it. May stall for crowded outboxes."""
-        joiner = payload["id"]
-        silent = {joiner, *skip, *self._rooms.entering_in(call)}
-        here = set(self._kernel.rooms.members(call, scope="local")) - silent
-        for is_polite in (True, False):  # a receiver is polite iff its id is the smaller one
-            told = {one for one in here if (one < joiner) is is_polite}
-            if told:
-                message = {"type": self._rooms.event("peer-joined"), "payload": {**payload, "polite": is_polite}}
-                self._rooms.tell_here(call, message, silent | (here - told))
-
-    def _tell_one(self, call: str, client_id: str, payload: dict[str, Any]) -> None:
-        try:
-            self._kernel.send(client_id, {"type": self._rooms.event("peer-joined"), "payload": payload, "room": call})
-        except (UnknownClient, ConnectionClosed, MessageTooBig):
-            pass  # it has gone, or takes nothing so large
-
-    def _heard_of(self, call: str, payload: dict[str, Any], told: Collection[str]) -> None:
-        """A client of another node has joined a call, or is back, and its node has told these; who listed it when it
-        joined itself knows, too."""
-        joiner = payload["id"]
-        if not self._rooms.contains(call, joiner):
-            return  # it has left meanwhile
-        members = self._kernel.rooms.members(call, scope="local")
-        records = [record for one in members if (record := self._participants.get(one, call)) is not None]
-        self._tell_of(call, payload, [*told, *(record.id for record in records if joiner in record.met)])
-
-    def _tell_missed(self, joiner: Participant, asked: Asked) -> None:
-        """In a worker: tell a joiner of those on other nodes that left before they could know of it."""
-        self._elsewhere.wait(asked)  # what a node did before it heard of the joiner is known now
-        for one in joiner.met:
-            if self._participants.get(joiner.id, joiner.call) is not joiner:
-                return  # it has left, or gone
-            if not self._rooms.contains(joiner.call, one):
-                payload = {"room": self._rooms.name(joiner.call), "from": one, "reason": "lost"}
-                message = {"type": self._rooms.event("bye"), "payload": payload}
-                self._rooms.tell_here(joiner.call, message, set(self._rooms.others(joiner.call, joiner.id)))
-
     # Sessions: the same client by another connection -----------------------------------------------------
 
     def detached(self, context: Context, code: int) -> None:
@@ -294,7 +234,7 @@ class Calls:
         within = max(self._kernel.limits.session_grace, self._keep_place)
         for call in calls:
             self.counters["detached"] += 1
-            self._say_bye(call, client_id, reason="lost", code=code, returns_within=within)
+            self._news.say_bye(call, client_id, reason="lost", code=code, returns_within=within)
 
     def back(self, context: Context) -> None:
         """It is back: the others are told. Never waits."""
@@ -309,7 +249,7 @@ class Calls:
                 self.counters["back"] += 1
                 participant = self._participants.get(client_id, call)
                 shown = {} if participant is None else participant.shown()  # None: it has just come from another node
-                self._announce(call, {"room": self._rooms.name(call), "id": client_id, **shown})
+                self._news.announce(call, {"room": self._rooms.name(call), "id": client_id, **shown})
 
     def moved(self, context: Context) -> None:
         """It is a client of another node now, which gets the records of it. Never waits."""
@@ -366,7 +306,7 @@ class Calls:
         left = self._leave_rooms(context.id, call)
         if left:
             self.counters["left"] += 1
-            self._say_bye(call, context.id, reason="left")
+            self._news.say_bye(call, context.id, reason="left")
         return {"left": left}
 
     def _leave_rooms(self, client_id: str, call: str) -> bool:
@@ -405,39 +345,7 @@ class Calls:
         """In a greenlet of its own, because it may stall."""
         for call, words in byes:
             self.counters[f"ended_{words['reason']}"] += 1
-            self._say_bye(call, client_id, **words)
-
-    def _say_bye(self, call: str, client_id: str, **words: Any) -> None:
-        payload = {"room": self._rooms.name(call), "from": client_id, **words}
-        self._rooms.tell_others(call, {"type": self._rooms.event("bye"), "payload": payload}, client_id)
-
-    # Of other nodes ------------------------------------------------------------------------------------
-
-    def lost(self, client_id: str, rooms: Collection[str]) -> None:
-        """A client of another node is gone with its node: have this node's clients told. Never waits."""
-        self._submit_for(self._tell_lost, client_id, rooms)
-
-    def found(self, client_id: str, rooms: Collection[str]) -> None:
-        """A client was in calls before its node was known: have this node's clients told. Never waits."""
-        self._submit_for(self._tell_found, client_id, rooms)
-
-    def _submit_for(self, tell: Callable[[str, str], None], client_id: str, rooms: Collection[str]) -> None:
-        for call in self._rooms.calls_among(rooms):
-            self._kernel.hub.workers.submit(partial(tell, call, client_id))
-
-    def _tell_lost(self, call: str, client_id: str) -> None:
-        self.counters["ended_with_their_node"] += 1
-        payload = {"room": self._rooms.name(call), "from": client_id, "reason": "lost"}
-        message = {"type": self._rooms.event("bye"), "payload": payload}
-        self._rooms.tell_here(call, message, self._rooms.entering_in(call))
-
-    def _tell_found(self, call: str, client_id: str) -> None:
-        elsewhere = self._elsewhere.shown(call, [client_id])
-        if not self._rooms.contains(call, client_id):
-            return  # it has left meanwhile
-        self.counters["found_with_their_node"] += 1
-        payload = {"room": self._rooms.name(call), **self._peer(client_id, "", call, elsewhere)}
-        self._tell_of(call, payload)
+            self._news.say_bye(call, client_id, **words)
 
     def expire(self, now: float) -> None:
         """Give up the places whose time has come."""
