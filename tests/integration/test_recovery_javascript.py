@@ -1,15 +1,12 @@
 """The JavaScript client where nothing is to be lost: cut at random moments, on a server that dies, on another node.
 
-``REALTIME_RECOVERY_SEEDS`` says how many seeds, ``REALTIME_RECOVERY_MESSAGES`` how many messages flow each time.
-A failure names its seed, and ``REALTIME_RECOVERY_FIRST`` begins with that.
+A failure names its seed; ``recovery_rig.py`` says what the environment may ask for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,114 +17,18 @@ import pytest
 from cutting_proxy import CuttingProxy
 from gevent.threadpool import ThreadPool
 from javascript_rig import ChromiumScript, NodeScript, Script
-from programs import PATIENCE, Program
+from programs import PATIENCE
+from recovery_rig import SEEDS, Node, beside, messages, unexcused
 from webrtc_rig import Proxy, launched
 
-FIRST = int(os.environ.get("REALTIME_RECOVERY_FIRST", "0"))
-SEEDS = range(FIRST, FIRST + int(os.environ.get("REALTIME_RECOVERY_SEEDS", "1")))
-MESSAGES = int(os.environ.get("REALTIME_RECOVERY_MESSAGES", "2000"))
-
-SERVER = '''
-import sys
-import gevent
-import gevent.event
-from realtime import Heartbeat, Limits, RealtimeKernel, WebSocketTransport
-from realtime import MeshOptions, PeerMeshTransport
-
-def page(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
-    _, path, *rest = environ["PATH_INFO"].split("/")
-    if path == "flow":
-        room, first, last = rest
-        say(int(first), int(last), room)
-    elif path == "nodes":
-        return [str(len(mesh.nodes())).encode()]
-    return [b"<!doctype html><title>empty</title><link rel='icon' href='data:,'>"]
-
-port, history, grace, name, *peers = sys.argv[1:]
-mesh = PeerMeshTransport(0, node_id=name, peers=peers)
-sockets = WebSocketTransport(
-    int(port), "/realtime", app=page, allowed_origins="*", heartbeat=Heartbeat(interval=0.5, timeout=2.0)
-)
-kernel = RealtimeKernel([sockets, mesh], limits=Limits(session_grace=float(grace)))
-kernel.rooms.configure("chat:*", join=True, history=int(history), ttl=600.0, recover=True)
-got = []
-
-@kernel.on("number")
-def number(message, context, toolkit):
-    got.append(message.payload)
-
-@kernel.on("numbers")
-def numbers(message, context, toolkit):
-    return got
-
-@kernel.on("question")
-def question(message, context, toolkit):
-    return toolkit.call(context.id, {"type": "answer?"}, timeout=600)
-
-@kernel.on("flow")
-def flow(message, context, toolkit):
-    first, last = message.payload
-    say(first, last, message.room)
-    return last
-
-def say(first, last, room):
-    for n in range(first, last):
-        kernel.broadcast({"type": "n", "payload": n}, room)
-        if n % 20 == 0:
-            gevent.sleep(0.005)
-
-@kernel.on("members")
-def members(message, context, toolkit):
-    return len(kernel.rooms.members(message.room))
-
-kernel.start()
-print(f"ports {sockets.port} {mesh.port}", flush=True)
-gevent.event.Event().wait()  # until it is killed
-'''
-
-
-class Server:
-    """A node in a process of its own."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        port: int = 0,
-        history: int = 10_000,
-        grace: float = 600.0,
-        name: str = "n0",
-        peers: tuple[str, ...] = (),
-    ) -> None:
-        script = folder / "server.py"
-        script.write_text(SERVER)
-        self.program = Program(script, str(port), str(history), str(grace), name, *peers)
-        found = self.program.wait_for(r"ports (\d+) (\d+)")
-        self.port, self.mesh = int(found[1]), int(found[2])
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/realtime"
-
-    def __enter__(self) -> Server:
-        self.program.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.program.__exit__(*error)
+MESSAGES = messages(2000)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """For all tests that leave it alive."""
-    with Server(tmp_path_factory.mktemp("server")) as running:
+    with Node(tmp_path_factory.mktemp("server")) as running:
         yield running
-
-
-def in_hub(function: Any, *arguments: Any) -> Any:
-    """Call what blocks in a thread, while the proxy's greenlets go on in this one."""
-    return gevent.get_hub().threadpool.apply(function, arguments)
 
 
 # The sender speaks to the server without the proxy: only the client under test is cut.
@@ -139,20 +40,20 @@ FLOW = """
 const client = connect(url, { ...quick, timeout: 600, session: SESSION });
 const numbers = [];
 const recovered = [];
-client.on("n", (n) => numbers.push(n));
+client.on("number", (n) => numbers.push(n));
 client.on("client:recovered", (told) => recovered.push(told));
 let sent = 0;
-client.answer("answer?", () => 42);
-await client.join("chat:ROOM");
-const asking = client.call("question");
-const flowing = direct.call("flow", [0, COUNT], { room: "chat:ROOM" });
+client.answer("question", () => 42);
+await client.join("kept:ROOM");
+const asking = client.call("quiz");
+const flowing = direct.call("flow", [0, COUNT], { room: "kept:ROOM" });
 const quiet = told(); // no more cuts
 print("flowing");
 let done = false;
 const talking = (async () => {
   while (!done && sent < 500) {
     try {
-      client.send("number", `SEED:${sent}`);
+      client.send("note", `SEED:${sent}`);
       sent++;
     } catch ({ code }) {
       if (code !== "queue_full") throw new Error(code);
@@ -164,9 +65,9 @@ await flowing;
 await quiet;
 done = true;
 await talking;
-direct.send("flow", [COUNT, COUNT + 1], { room: "chat:ROOM" });
+direct.send("flow", [COUNT, COUNT + 1], { room: "kept:ROOM" });
 while (numbers.at(-1) !== COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
-const mine = (await client.call("numbers")).filter((text) => text.startsWith("SEED:"));
+const mine = (await client.call("notes")).filter((text) => text.startsWith("SEED:"));
 const heard = mine.map((text) => Number(text.split(":")[1]));
 const inOrder = (list) => list.every((n, i) => n === i);
 print([inOrder(numbers), numbers.length, recovered, await codeOf(asking), inOrder(heard), heard.length - sent]);
@@ -175,7 +76,7 @@ direct.close();
 """
 
 
-def flow(server: Server, seed: int, *, session: bool, room: str) -> str:
+def flow(server: Node, seed: int, *, session: bool, room: str) -> str:
     script = SPEAKER.replace("PORT", str(server.port)) + FLOW.replace("SESSION", str(session).lower())
     return script.replace("ROOM", room).replace("COUNT", str(MESSAGES)).replace("SEED", f"{room}-{seed}")
 
@@ -189,7 +90,7 @@ def cut_at_random(proxy: CuttingProxy, chance: random.Random, count: int) -> Non
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("session", [True, False], ids=["resumed", "anew"])
 def test_everything_arrives_once_and_in_order_however_often_it_is_cut(
-    server: Server, tmp_path: Path, seed: int, session: bool
+    server: Node, tmp_path: Path, seed: int, session: bool
 ) -> None:
     chance = random.Random(seed)
     room = f"{'s' if session else 'a'}{seed}"
@@ -197,10 +98,10 @@ def test_everything_arrives_once_and_in_order_however_often_it_is_cut(
         url = f"ws://127.0.0.1:{proxy.port}/realtime"
         played = NodeScript(flow(server, seed, session=session, room=room), url, tmp_path)
         try:
-            assert in_hub(played.read) == "flowing"
+            assert beside(played.read) == "flowing"
             cut_at_random(proxy, chance, 5)
             played.tell()
-            (printed,) = in_hub(played.finish)
+            (printed,) = beside(played.finish)
         finally:
             played.close()
     in_order, length, recovered, asked, heard_in_order, missing = printed
@@ -212,7 +113,7 @@ def test_everything_arrives_once_and_in_order_however_often_it_is_cut(
         assert (heard_in_order, missing) == (True, 0), f"seed {seed}: {printed}"
 
 
-def test_chromium_goes_on_where_it_was(server: Server) -> None:
+def test_chromium_goes_on_where_it_was(server: Node) -> None:
     script = flow(server, 0, session=True, room="chromium")
     chance = random.Random(0)
     with Proxy(server.port) as proxy, launched() as launch:
@@ -234,17 +135,17 @@ def test_chromium_goes_on_where_it_was(server: Server) -> None:
 WATCH = """
 const client = connect(url, { ...quick, timeout: 600 });
 const log = [];
-client.on("n", (n) => log.push(n));
+client.on("number", (n) => log.push(n));
 client.on("client:recovered", (told) => log.push(told));
-await client.join("chat:ROOM");
+await client.join("kept:ROOM");
 const witness = connect("HOME", quick); // at the node that lives on: it knows what the dying had said by then
-await witness.join("chat:ROOM");
+await witness.join("kept:ROOM");
 const quiet = told();
 print("in");
 await quiet;
 for (let isIn = false; !isIn; ) {
   try {
-    await client.join("chat:ROOM"); // not before what was missed is here
+    await client.join("kept:ROOM"); // not before what was missed is here
     isIn = true;
   } catch ({ code }) {
     if (code !== "closed") throw new Error(code);
@@ -272,15 +173,14 @@ class Cluster:
         self._at = 0
         self._nodes = [self._start(), self._start()]
         self.proxy = CuttingProxy(lambda: self._nodes[self._at].port, seed=seed)
-        self.killed = 0
 
-    def _start(self) -> Server:
+    def _start(self) -> Node:
         name = f"n{self._count}"
         self._count += 1
         folder = self._folder / name
         folder.mkdir()
-        peers = (f"127.0.0.1:{self.speaker.mesh}",) if name != "n0" else ()
-        return Server(folder, history=self._history, name=name, peers=peers)
+        peers = (self.speaker.peer,) if name != "n0" else ()
+        return Node(folder, history=self._history, name=name, peers=peers).start()
 
     @property
     def url(self) -> str:
@@ -307,43 +207,23 @@ class Cluster:
             self._at = 1 - self._at
             self.proxy.cut(silently=self.chance.random() < 0.5)
         else:
-            dying, here = self._nodes[self._at], self._at
-            in_hub(dying.program.stop, signal.SIGKILL)
-            dying.program.__exit__(None, None, None)
-            self.killed += 1
+            here = self._at
+            beside(self._nodes[here].kill)
             if self.chance.random() < 0.5:
                 self._at = 1 - here
-            self._nodes[here] = in_hub(self._start)
+            self._nodes[here] = beside(self._start)
 
     def __enter__(self) -> Cluster:
         self.proxy.__enter__()
         with gevent.Timeout(PATIENCE):
-            while in_hub(self.ask, "nodes") != "2":  # beside itself
+            while beside(self.ask, "nodes") != "2":  # beside itself
                 gevent.sleep(0.05)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.proxy.__exit__(*error)
         for node in (*self._nodes, self.speaker):
-            node.program.__exit__(None, None, None)
-
-
-def unexcused(log: list[Any], allowed: bool) -> str | None:
-    """Return what is wrong with what a client was told: numbers from 0 on, none twice, none missing without a word.
-
-    :param allowed: whether it may say that something is missing.
-    """
-    expected, excused = 0, False
-    for entry in log:
-        if isinstance(entry, dict):
-            if not entry["recovered"] and not allowed:
-                return f"before {expected}: {entry}"
-            excused = excused or not entry["recovered"]
-        elif entry != expected and not (excused and entry > expected):
-            return f"{entry} where {expected} should be"
-        else:
-            expected, excused = entry + 1, False
-    return None if expected == MESSAGES + 1 else f"it ended before {expected}"
+            node.kill()
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +258,7 @@ def played_in(where: str, script: str, cluster: Cluster, folder: Path, run: Call
     if where == "node":
         played = NodeScript(script, cluster.url, folder)
         try:
-            yield Elsewhere(in_hub, lambda: played)
+            yield Elsewhere(beside, lambda: played)
         finally:
             played.close()
         return
@@ -405,28 +285,30 @@ def test_whatever_happens_everything_arrives_once_and_in_order_or_is_said_to_be_
         script = WATCH.replace("ROOM", "flow").replace("COUNT", str(MESSAGES)).replace("HOME", cluster.speaker.url)
         played = stack.enter_context(played_in(where, script, cluster, tmp_path, browser_thread))
         assert played.read() == "in"
-        flowing = gevent.spawn(in_hub, cluster.ask, f"flow/chat:flow/0/{MESSAGES}")
+        flowing = gevent.spawn(beside, cluster.ask, f"flow/kept:flow/0/{MESSAGES}")
         for kind in kinds:
             gevent.sleep(chance.uniform(0.02, 0.5))
             cluster.fault(kind)
         flowing.get()
         played.tell()
         assert played.read() == "calm"
-        in_hub(cluster.ask, f"flow/chat:flow/{MESSAGES}/{MESSAGES + 1}")
+        beside(cluster.ask, f"flow/kept:flow/{MESSAGES}/{MESSAGES + 1}")
         (log,) = played.finish()
     told = [entry for entry in log if isinstance(entry, dict)]
-    wrong = unexcused(log, allowed=history < MESSAGES or "killed" in kinds)
-    assert wrong is None, f"seed {seed} in {where}, {kinds}, {history} kept: {wrong}; {told}"
+    what = f"seed {seed} in {where}, {kinds}, {history} kept: {told}"
+    assert unexcused(log, set(range(MESSAGES + 1))) is None, what
+    assert log[-1] == MESSAGES, what
+    assert history < MESSAGES or "killed" in kinds or all(entry["recovered"] for entry in told), what
 
 
 RETURN = """
 const client = connect(url, { ...quick, timeout: 600, session: SESSION });
 const numbers = [];
-client.on("n", (n) => numbers.push(n));
-const { cursor } = await client.join("chat:ROOM");
-await client.call("flow", [0, 5], { room: "chat:ROOM" });
-const { messages } = await client.history("chat:ROOM", { limit: 2 });
-print([typeof cursor, client.cursor("chat:ROOM") !== cursor, messages.map(({ payload }) => payload)]);
+client.on("number", (n) => numbers.push(n));
+const { cursor } = await client.join("kept:ROOM");
+await client.call("flow", [0, 5], { room: "kept:ROOM" });
+const { messages } = await client.history("kept:ROOM", { limit: 2 });
+print([typeof cursor, client.cursor("kept:ROOM") !== cursor, messages.map(({ payload }) => payload)]);
 const before = client.id;
 const recovered = next(client, "client:recovered");
 """
@@ -435,20 +317,19 @@ const recovered = next(client, "client:recovered");
 def test_a_server_that_was_killed_is_honest_about_what_is_lost(tmp_path: Path) -> None:
     script = RETURN + """
       print(await recovered);
-      await client.call("flow", [7, 8], { room: "chat:ROOM" });
+      await client.call("flow", [7, 8], { room: "kept:ROOM" });
       print([client.id !== before, numbers]);
       client.close();
     """
-    first = Server(tmp_path)
-    with first:
-        played = NodeScript(script.replace("SESSION", "true").replace("ROOM", "tea"), first.url, tmp_path)
+    with Node(tmp_path) as server:
+        played = NodeScript(script.replace("SESSION", "true").replace("ROOM", "tea"), server.url, tmp_path)
         try:
             assert played.read() == ["string", True, [3, 4]]
-            first.program.stop(signal.SIGKILL)
-            with Server(tmp_path, port=first.port):
-                told = played.read()
-                assert (told["room"], told["recovered"], bool(told["reason"])) == ("chat:tea", False, True)
-                assert played.finish() == [[True, [0, 1, 2, 3, 4, 7]]]
+            server.kill()
+            server.start()
+            told = played.read()
+            assert (told["room"], told["recovered"], bool(told["reason"])) == ("kept:tea", False, True)
+            assert played.finish() == [[True, [0, 1, 2, 3, 4, 7]]]
         finally:
             played.close()
 
@@ -459,24 +340,24 @@ def test_what_a_page_missed_that_was_away_is_replayed_or_said_to_be_lost(
 ) -> None:
     script = """
       const early = connect();
-      await early.join("chat:tea");
-      await early.call("flow", [0, 1], { room: "chat:tea" });
-      const since = early.cursor("chat:tea");
-      await early.leave("chat:tea");
-      await early.call("flow", [1, 1000], { room: "chat:tea" });
+      await early.join("kept:tea");
+      await early.call("flow", [0, 1], { room: "kept:tea" });
+      const since = early.cursor("kept:tea");
+      await early.leave("kept:tea");
+      await early.call("flow", [1, 1000], { room: "kept:tea" });
       const late = connect();
       const numbers = [];
-      late.on("n", (n) => numbers.push(n));
-      const joined = await late.join("chat:tea", { since });
-      await late.call("flow", [1000, 1001], { room: "chat:tea" });
+      late.on("number", (n) => numbers.push(n));
+      const joined = await late.join("kept:tea", { since });
+      await late.call("flow", [1000, 1001], { room: "kept:tea" });
       const { recovered, reason, replayed } = joined;
       const counted = replayed === numbers.length - 1;
       print([recovered, typeof reason, "more" in joined, counted, numbers.length, numbers.at(-1)]);
-      print([early.cursor("chat:tea"), joined.cursor !== since]);
+      print([early.cursor("kept:tea"), joined.cursor !== since]);
       early.close();
       late.close();
     """
-    with Server(tmp_path, history=kept) as server:
+    with Node(tmp_path, history=kept) as server:
         played = NodeScript(script, server.url, tmp_path)
         try:
             (recovered, reason, more, counted, count, last), rest = played.finish()
@@ -492,45 +373,43 @@ def test_another_node_replays_what_was_missed(tmp_path: Path) -> None:
     script = RETURN + """
       print("ready");
       print(await recovered);
-      await client.call("flow", [9, 10], { room: "chat:ROOM" });
+      await client.call("flow", [9, 10], { room: "kept:ROOM" });
       print(numbers);
       client.close();
     """
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
     speaker = SPEAKER + """
-      await direct.join("chat:ROOM");
+      await direct.join("kept:ROOM");
       const cut = told();
       print("there");
       await cut;
-      await direct.call("flow", [5, 9], { room: "chat:ROOM" });
+      await direct.call("flow", [5, 9], { room: "kept:ROOM" });
       const over = told();
       print("said");
       await over;
       direct.close();
     """
-    with Server(tmp_path / "one", name="n0") as one:
-        peers = (f"127.0.0.1:{one.mesh}",)
-        with Server(tmp_path / "other", name="n1", peers=peers) as other:
-            chosen = [one.port]
-            with CuttingProxy(lambda: chosen[0]) as proxy:
-                url = f"ws://127.0.0.1:{proxy.port}/realtime"
-                away = NodeScript(script.replace("SESSION", "false").replace("ROOM", "tea"), url, tmp_path / "one")
-                text = speaker.replace("PORT", str(other.port)).replace("ROOM", "tea")
-                there = NodeScript(text, other.url, tmp_path / "other")
-                try:
-                    assert in_hub(there.read) == "there"
-                    assert in_hub(away.read)[0] == "string"
-                    assert in_hub(away.read) == "ready"
-                    chosen[0] = 1  # where nobody listens
-                    proxy.cut()
-                    there.tell()
-                    assert in_hub(there.read) == "said"
-                    chosen[0] = other.port
-                    assert in_hub(away.read) == {"room": "chat:tea", "recovered": True, "replayed": 4}
-                    assert in_hub(away.finish) == [list(range(10))]
-                    there.tell()
-                    in_hub(there.finish)
-                finally:
-                    away.close()
-                    there.close()
+    with Node(tmp_path / "one", name="n0") as one, Node(tmp_path / "other", name="n1", peers=(one.peer,)) as other:
+        chosen = [one.port]
+        with CuttingProxy(lambda: chosen[0]) as proxy:
+            url = f"ws://127.0.0.1:{proxy.port}/realtime"
+            away = NodeScript(script.replace("SESSION", "false").replace("ROOM", "tea"), url, tmp_path / "one")
+            text = speaker.replace("PORT", str(other.port)).replace("ROOM", "tea")
+            there = NodeScript(text, other.url, tmp_path / "other")
+            try:
+                assert beside(there.read) == "there"
+                assert beside(away.read)[0] == "string"
+                assert beside(away.read) == "ready"
+                chosen[0] = 1  # where nobody listens
+                proxy.cut()
+                there.tell()
+                assert beside(there.read) == "said"
+                chosen[0] = other.port
+                assert beside(away.read) == {"room": "kept:tea", "recovered": True, "replayed": 4}
+                assert beside(away.finish) == [list(range(10))]
+                there.tell()
+                beside(there.finish)
+            finally:
+                away.close()
+                there.close()

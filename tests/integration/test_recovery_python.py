@@ -1,14 +1,12 @@
 """The Python client where nothing is to be lost: cut at random moments, a server that dies, another node of a mesh.
 
 Numbered messages flow both ways meanwhile. Every one arrives once and in order, or ``client:recovered`` says that some
-are missing. A failure names the seed; ``REALTIME_RECOVERY_SEEDS`` says how many are tried.
+are missing. A failure names the seed; ``recovery_rig.py`` says what the environment may ask for.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,150 +17,31 @@ from typing import Any
 import gevent
 import pytest
 from cutting_proxy import CuttingProxy
-from programs import PATIENCE, Program
-from python_client_rig import QUICK, States
+from programs import PATIENCE
+from python_client_rig import States
+from recovery_rig import SEEDS, Listener, Node, beside, messages, until
 
 from realtime import Client, QueueFull
 
-SEEDS = int(os.environ.get("REALTIME_RECOVERY_SEEDS", "1"))
-MESSAGES = 2000
+MESSAGES = messages(2000)
 NOTES = 300  # from the client to the server
-
-SERVER = '''
-import sys
-import gevent
-import gevent.event
-from realtime import Heartbeat, Limits, MeshOptions, PeerMeshTransport, RealtimeKernel, WebSocketTransport
-
-port, history, grace, name, *peers = sys.argv[1:]
-options = MeshOptions(ping=0.5, suspect=20.0, down=30.0, backoff=0.05, backoff_max=0.1, authentication=10.0)
-mesh = PeerMeshTransport(0, node_id=name, peers=peers, options=options)
-sockets = WebSocketTransport(int(port), "/realtime", heartbeat=Heartbeat(interval=0.5, timeout=2.0))
-kernel = RealtimeKernel([sockets, mesh], limits=Limits(session_grace=float(grace)))
-kernel.rooms.configure("kept:*", join=True, history=int(history), ttl=600.0, recover=True)
-kernel.presence.configure(update=True)
-notes = []
-
-@kernel.on("note")
-def note(message, context, toolkit):
-    notes.append(message.payload)
-
-@kernel.on("notes")
-def all_notes(message, context, toolkit):
-    return notes
-
-@kernel.on("quiz")
-def quiz(message, context, toolkit):
-    return toolkit.call(context.id, {"type": "question"}, timeout=600)
-
-@kernel.on("flow")
-def flow(message, context, toolkit):
-    first, last = message.payload
-    for number in range(first, last):
-        kernel.broadcast({"type": "number", "payload": number}, message.room)
-        if number % 20 == 0:
-            gevent.sleep(0.005)
-
-@kernel.on("direct")
-def direct(message, context, toolkit):
-    for number in range(message.payload["count"]):
-        kernel.send(message.payload["to"], {"type": "direct", "payload": number})
-        gevent.sleep(0.005)
-
-@kernel.on("members")
-def members(message, context, toolkit):
-    return kernel.rooms.members(message.room)
-
-@kernel.on("nodes")
-def nodes(message, context, toolkit):
-    return len(mesh.nodes())
-
-kernel.start()
-print(f"ports {sockets.port} {mesh.port}", flush=True)
-gevent.event.Event().wait()
-'''
+MESH = {"ping": 0.5, "suspect": 20.0, "down": 30.0, "backoff": 0.05, "backoff_max": 0.1, "authentication": 10.0}
 
 
-class Server:
-    """A node in a process of its own."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        port: int = 0,
-        history: int = 10_000,
-        grace: float = 600.0,
-        name: str = "n0",
-        peers: tuple[str, ...] = (),
-    ) -> None:
-        script = folder / "server.py"
-        script.write_text(SERVER)
-        self.program = Program(script, str(port), str(history), str(grace), name, *peers)
-        found = self.program.wait_for(r"ports (\d+) (\d+)")
-        self.port, self.mesh = int(found[1]), int(found[2])
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/realtime"
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.program.__exit__(None, None, None)
+def calm(folder: Path, **options: Any) -> Node:
+    """Make a node that gives no other up, however busy the machine is."""
+    return Node(folder, mesh=MESH, **options)
 
 
-def beside(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call what blocks in a thread, while the proxy's greenlets go on in this one."""
-    return gevent.get_hub().threadpool.apply(function, arguments, options)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a state that nothing announces."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
-        gevent.sleep(0.005)
-
-
-class Listener:
-    """A client under test, and what it was told, in order."""
+class Talker(Listener):
+    """A listener that is told something alone, and asked, and speaks itself."""
 
     def __init__(self, port: int, **options: Any) -> None:
-        self.client = Client(
-            f"ws://127.0.0.1:{port}/realtime", **{"timeout": 10 * PATIENCE, "backoff": QUICK, **options}
-        )
+        super().__init__(port, **options)
         self.states = States(self.client)
-        self.heard: list[int | dict[str, Any]] = []
         self.direct: list[int] = []
-        self.client.on("number", lambda message: self.heard.append(message.payload))
         self.client.on("direct", lambda message: self.direct.append(message.payload))
-        self.client.on("client:recovered", lambda message: self.heard.append(message.payload))
         self.client.answer("question", lambda message: 42)
-
-    def __enter__(self) -> Listener:
-        beside(self.client.connect, retry=True)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        beside(self.client.close)
-
-    @property
-    def numbers(self) -> list[int]:
-        return [one for one in self.heard if isinstance(one, int)]
-
-    @property
-    def recoveries(self) -> list[dict[str, Any]]:
-        return [one for one in self.heard if isinstance(one, dict)]
-
-    @property
-    def last(self) -> int:
-        """The newest number."""
-        return next((one for one in reversed(self.heard) if isinstance(one, int)), -1)
-
-    def has(self, number: int) -> bool:
-        return self.last >= number
 
     def resumptions(self) -> list[bool]:
         return [state["resumed"] for state in self.states.told if state["name"] == "open"][1:]
@@ -197,36 +76,36 @@ def cut_now_and_then(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """For all tests that leave it alive."""
-    with Server(tmp_path_factory.mktemp("server")) as running:
+    with calm(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     """Two nodes that know one another."""
     folder = tmp_path_factory.mktemp("mesh")
-    with Server(folder, name="n1") as first, Server(folder, name="n2", peers=(f"127.0.0.1:{first.mesh}",)) as second:
+    with calm(folder, name="n1") as first, calm(folder, name="n2", peers=(first.peer,)) as second:
         with Client(first.url, timeout=PATIENCE) as client:
             until(lambda: client.call("nodes") == 1, "they know each other")
         yield [first, second]
 
 
 @pytest.fixture
-def speaker(server: Server) -> Iterator[Client]:
+def speaker(server: Node) -> Iterator[Client]:
     """Speaks to the server without a proxy."""
     with Client(server.url, timeout=10 * PATIENCE) as client:
         yield client
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("msgpack", [False, True], ids=["json", "msgpack"])
 def test_a_session_loses_nothing_however_often_it_is_cut(
-    server: Server, speaker: Client, seed: int, msgpack: bool
+    server: Node, speaker: Client, seed: int, msgpack: bool
 ) -> None:
     chance, room = random.Random(seed), f"kept:session {seed} {msgpack}"
-    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Listener(proxy.port, msgpack=msgpack) as listener:
+    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Talker(proxy.port, msgpack=msgpack) as listener:
         client, own, asked = listener.client, listener.client.id, len(beside(speaker.call, "notes"))
         beside(client.join, room)
         quiz = gevent.spawn(beside, client.call, "quiz")
@@ -248,10 +127,10 @@ def test_a_session_loses_nothing_however_often_it_is_cut(
         assert set(listener.resumptions()) == {True}
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_without_a_session_the_room_is_recovered(server: Server, speaker: Client, seed: int) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_a_session_the_room_is_recovered(server: Node, speaker: Client, seed: int) -> None:
     chance, room = random.Random(seed), f"kept:room {seed}"
-    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Listener(proxy.port, session=False) as listener:
+    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Talker(proxy.port, session=False) as listener:
         beside(listener.client.join, room)
         flowing = gevent.spawn(beside, speaker.call, "flow", [0, MESSAGES], room=room)
         cut_now_and_then(proxy, listener, chance)
@@ -261,9 +140,9 @@ def test_without_a_session_the_room_is_recovered(server: Server, speaker: Client
         assert not any(listener.resumptions())
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("session", [True, False], ids=["session", "room"])
-def test_nothing_is_lost_from_node_to_node(mesh: list[Server], seed: int, session: bool) -> None:
+def test_nothing_is_lost_from_node_to_node(mesh: list[Node], seed: int, session: bool) -> None:
     chance, room = random.Random(seed), f"kept:mesh {seed} {session}"
     chosen = [mesh[0]]
 
@@ -272,7 +151,7 @@ def test_nothing_is_lost_from_node_to_node(mesh: list[Server], seed: int, sessio
 
     with (
         CuttingProxy(lambda: chosen[0].port, seed=seed) as proxy,
-        Listener(proxy.port, session=session) as listener,
+        Talker(proxy.port, session=session) as listener,
         Client(mesh[1].url, timeout=10 * PATIENCE) as speaker,
     ):
         own = listener.client.id
@@ -290,8 +169,7 @@ def test_nothing_is_lost_from_node_to_node(mesh: list[Server], seed: int, sessio
 
 def test_a_server_that_dies_is_said_to_be_another(tmp_path: Path) -> None:
     room = "kept:dying"
-    first = Server(tmp_path)
-    with first, Listener(first.port) as listener, Listener(first.port) as speaker:
+    with calm(tmp_path) as server, Talker(server.port) as listener, Talker(server.port) as speaker:
         client, other = listener.client, speaker.client
         for one in (client, other):
             beside(one.join, room)
@@ -299,28 +177,28 @@ def test_a_server_that_dies_is_said_to_be_another(tmp_path: Path) -> None:
         beside(other.call, "flow", [0, 100], room=room)
         until(lambda: listener.last == 99, "it has heard all")
         quiz = gevent.spawn(beside, client.call, "quiz")
-        first.program.stop(signal.SIGKILL)
-        with Server(tmp_path, port=first.port):
-            until(lambda: len(listener.recoveries) == 1 and len(speaker.recoveries) == 1, "they are back")
-            told = listener.recoveries[0]
-            assert (told["room"], told["recovered"]) == (room, False)
-            assert told["reason"]
-            assert listener.resumptions() == [False]
-            quiz.join(timeout=PATIENCE)
-            assert quiz.successful() or "closed" in repr(quiz.exception).lower(), quiz.exception
-            members = beside(client.presence.list, room)["members"]
-            assert {"name": "Ada"} in [member["metadata"] for member in members]
-            beside(other.call, "flow", [100, 200], room=room)
-            until(lambda: listener.last == 199, "it goes on")
-            assert listener.heard == [*range(100), told, *range(100, 200)]
+        server.kill()
+        server.start()
+        until(lambda: len(listener.recoveries) == 1 and len(speaker.recoveries) == 1, "they are back")
+        told = listener.recoveries[0]
+        assert (told["room"], told["recovered"]) == (room, False)
+        assert told["reason"]
+        assert listener.resumptions() == [False]
+        quiz.join(timeout=PATIENCE)
+        assert quiz.successful() or "closed" in repr(quiz.exception).lower(), quiz.exception
+        members = beside(client.presence.list, room)["members"]
+        assert {"name": "Ada"} in [member["metadata"] for member in members]
+        beside(other.call, "flow", [100, 200], room=room)
+        until(lambda: listener.last == 199, "it goes on")
+        assert listener.heard == [*range(100), told, *range(100, 200)]
 
 
 def test_what_is_no_longer_kept_is_said_to_be_missing(tmp_path: Path) -> None:
     room = "kept:short"
     with (
-        Server(tmp_path, history=50) as server,
+        calm(tmp_path, history=50) as server,
         CuttingProxy(lambda: server.port) as proxy,
-        Listener(proxy.port, session=False) as listener,
+        Talker(proxy.port, session=False) as listener,
         Client(server.url, timeout=PATIENCE) as speaker,
     ):
         beside(listener.client.join, room)
@@ -342,9 +220,9 @@ def test_what_is_no_longer_kept_is_said_to_be_missing(tmp_path: Path) -> None:
         assert [*range(100, 110)] == numbers[-10:]
 
 
-def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Server, speaker: Client) -> None:
+def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Node, speaker: Client) -> None:
     room = "kept:stored"
-    with Listener(server.port) as listener:
+    with Talker(server.port) as listener:
         client = listener.client
         at_first = beside(client.join, room)
         assert client.cursor(room) == at_first["cursor"]
@@ -360,7 +238,7 @@ def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Serve
         beside(client.leave, room)
         assert client.cursor(room) is None
     beside(speaker.call, "flow", [10, 1010], room=room)
-    with Listener(server.port) as later:
+    with Talker(server.port) as later:
         result = beside(later.client.join, room, since=stored)
         assert (result["recovered"], result["replayed"]) == (True, 1000)
         assert "more" not in result
@@ -370,29 +248,29 @@ def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Serve
         assert later.heard == list(range(10, 1020))
 
 
-def test_a_cursor_of_another_room_recovers_nothing(server: Server) -> None:
-    with Listener(server.port) as listener:
+def test_a_cursor_of_another_room_recovers_nothing(server: Node) -> None:
+    with Talker(server.port) as listener:
         beside(listener.client.join, "kept:one")
         result = beside(listener.client.join, "kept:two", since=listener.client.cursor("kept:one"))
         assert (result["recovered"], bool(result["reason"])) == (False, True)
         assert listener.recoveries == []
 
 
-def test_without_a_session_it_comes_back_as_another(server: Server) -> None:
-    with CuttingProxy(lambda: server.port) as proxy, Listener(proxy.port, session=False) as listener:
+def test_without_a_session_it_comes_back_as_another(server: Node) -> None:
+    with CuttingProxy(lambda: server.port) as proxy, Talker(proxy.port, session=False) as listener:
         own = listener.client.id
         proxy.cut()
         until(lambda: listener.resumptions() == [False], "it is back")
         assert listener.client.id != own
 
 
-def test_live_presence_goes_on_through_cuts_and_shows_what_changed_without_a_session(server: Server) -> None:
+def test_live_presence_goes_on_through_cuts_and_shows_what_changed_without_a_session(server: Node) -> None:
     room = "kept:watched"
     with (
         CuttingProxy(lambda: server.port) as proxy,
-        Listener(proxy.port) as resumed,
-        Listener(proxy.port, session=False) as anew,
-        Listener(server.port) as other,
+        Talker(proxy.port) as resumed,
+        Talker(proxy.port, session=False) as anew,
+        Talker(server.port) as other,
     ):
         left: list[str] = []
         resumed.client.on("client:presence", lambda message: left.extend(message.payload["leaves"]))
