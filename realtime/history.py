@@ -297,6 +297,7 @@ class History:
         if one is None:
             return
         was_current = self.is_current(room)
+        unfinished: set[str] = set()
         for _ in range(MOST_PARTS):
             question = {"room": room, "position": one.position}
             answers = self._cluster().gather("history", question, SYNC_TIMEOUT)
@@ -304,8 +305,12 @@ class History:
                 return  # nobody is here any more, and it has expired meanwhile
             told = [answer for answer in map(_read_told, answers) if answer is not None]
             self._merge(room, one, [answer.share for answer in told])
+            for answer in told:
+                (unfinished.add if answer.share.more else unfinished.discard)(answer.node)
             if not any(answer.share.more for answer in told):
                 break
+        if unfinished.isdisjoint(self._cluster().node_ids()):
+            one.meeting.clear()
         owners = {name: answer.node for answer in told for name in answer.names}
         one.answered(owners)
         if not was_current:  # else all that was sent has come here, whoever is still there
@@ -326,18 +331,29 @@ class History:
         self._bytes += one.bytes - bytes_before
         if self._bytes > self._limits.history:
             self._evict()
-        known = frozenset(before)
-        late = {
-            (entry.origin, entry.sequence)
-            for entry in (taken if self.is_current(room) else ())
-            if entry.origin not in known and entry.at < one.since and entry.sequence not in early.get(entry.origin, ())
-        }
+        late = self._before_members_came(room, one, taken, before, early)
         one.met(origin for origin, _ in late)
+        if any(share.more for share in shares):
+            one.meeting.update(origin for origin, _ in late)  # so that the rest is late as well
         if one.gaps > gaps and one.recover and self.is_current(room):
             self._counters["history_lost"] += 1
             self._lost(room, self._held.get(room, ()))
         deliveries = zip(taken, self._deliveries(room, one, taken, before), strict=True)
         self._deliver(room, [new for entry, new in deliveries if (entry.origin, entry.sequence) not in late])
+
+    def _before_members_came(
+        self, room: str, one: RoomLog, taken: Collection[Entry], before: Position, early: Mapping[str, Collection[int]]
+    ) -> set[tuple[str, int]]:
+        """Return which of those are none of the members' business: of nodes that are met only now."""
+        if not self.is_current(room):
+            return set()
+        return {
+            (entry.origin, entry.sequence)
+            for entry in taken
+            if (entry.origin not in before or entry.origin in one.meeting)
+            and entry.at < one.since
+            and entry.sequence not in early.get(entry.origin, ())
+        }
 
     def _fetch(self, room: str) -> None:
         """Fetch what is missing, in a greenlet of its own."""

@@ -13,7 +13,7 @@ from realtime.cursors import Position, read_cursor
 from realtime.errors import BadMessage, MessageTooBig, Reject
 from realtime.history import kept_message
 from realtime.message import CODECS
-from realtime.room_log import Entry, RoomLog
+from realtime.room_log import Entry, Missed, RoomLog
 
 if TYPE_CHECKING:
     from realtime.hub import Hub
@@ -94,7 +94,7 @@ class Replay:
         try:
             left = MOST_REPLAYED
             while True:  # while it reads, more may come: as much as may be is sent before it is a member
-                missed = one.missed(position, time.time())
+                missed = self._missed(one, room, position)
                 if missed.reason is not None or not missed.entries:
                     break
                 if not left:
@@ -137,13 +137,19 @@ class Replay:
             self._history.sync(room)
         replayed = 0
         while True:
-            missed = one.missed(position, time.time())
+            missed = self._missed(one, room, position)
             if missed.reason is not None:
                 return Recovery(False, missed.reason, replayed, cursor=one.cursor, joined=joined)
             if not missed.entries:
                 one.members[connection.id] = 0
                 return Recovery(True, None, replayed, cursor=one.cursor, joined=joined)
             replayed += self._send(connection, one, missed.entries, position)
+
+    def _missed(self, one: RoomLog, room: str, position: Position) -> Missed:
+        """Return what somebody has not seen. Parks while the rest of it is on its way, which goes to no member."""
+        if one.meeting:
+            self._history.sync(room)
+        return one.missed(position, time.time())
 
     def _send(
         self, connection: Connection, one: RoomLog, entries: Sequence[Entry], position: Position

@@ -85,6 +85,7 @@ class RoomLog:
         "count",
         "entries",
         "gaps",
+        "meeting",
         "members",
         "origin",
         "recover",
@@ -126,6 +127,8 @@ class RoomLog:
         self._settled: set[str] = set()  # origins that ended while all they sent came here
         self._doubts: dict[str, str] = {}  # origins that may have sent more, and what this node calls itself since
         self._met: set[str] = set()  # origins that were met when members were here, and had said something before
+        self.meeting: set[str] = set()
+        """Of those: origins of whose past only the first part has come."""
         self._skip_to(self.origin, 0)
 
     # What comes in -------------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ class RoomLog:
         self._early_bytes -= sum(entry.cost for entry in self._early.get(origin, {}).values())
         for kept in (self._position, self._floors, self._parts, self._early, self._heard, self._doubts, self._owners):
             kept.pop(origin, None)
-        for named in (self._former, self._met, self._settled):
+        for named in (self._former, self._met, self._settled, self.meeting):
             named.discard(origin)
         self.entries = deque(entry for entry in self.entries if entry.origin != origin)
         self.bytes = sum(entry.cost for entry in self.entries)
@@ -277,7 +280,7 @@ class RoomLog:
             return Missed((), "the server was restarted since, or kept nothing of this room for too long")
         if any(since not in position for since in self._doubts.values()):
             return Missed((), NOBODY_TELLS)
-        if not self._met <= position.keys():
+        if self.meeting or not self._met <= position.keys():
             return Missed((), "nodes have met since, and what they said before goes to nobody")
         for origin, latest in self._position.items():
             seen = position.get(origin, 0)

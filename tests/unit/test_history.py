@@ -659,6 +659,50 @@ def test_members_are_not_told_what_was_said_elsewhere_before_they_came(
     assert join(kernel_test.connect(), page["messages"][-2]["cursor"])["recovered"] is True
 
 
+def test_what_was_said_elsewhere_before_they_came_goes_to_no_member_also_where_it_comes_in_parts(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    ada = kernel_test.connect()
+    join(ada)
+    past = time.time() - 50
+    last = shared(5, latest=6, at=past)
+    last["entries"] += shared(6)["entries"]
+    parts = iter([shared(1, 2, at=past, more=True), shared(3, 4, at=past, more=True), last])
+    others.next = lambda: next(parts)
+    assert arrive(kernel, 7) == 0
+    assert heard(ada, 2) == [6, 7]
+    page = ada.call("system:history", room="chat:tea")
+    assert [message["payload"] for message in page["messages"]] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_who_joins_between_two_parts_of_what_was_said_before_is_sent_all_that_it_missed(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    ada, ben = kernel_test.connect(), kernel_test.connect()
+    cursor = join(ada)["cursor"]
+    past = time.time() - 50
+    parts = [shared(1, 2, at=past, more=True)]
+
+    def answer() -> Any:
+        if not parts:
+            return shared(3, 4, at=past)  # to whoever asks
+        others.answering.clear()  # the next part takes its time
+        return parts.pop()
+
+    others.next = answer
+    assert arrive(kernel, 5) == 0
+    wait_until(lambda: not others.answering.is_set() and len(others.asked) == 3)
+    ben.send({"type": "system:join", "room": "chat:tea", "payload": {"since": f"{cursor}-0123abcd1"}, "ack": 1})
+    wait_until(lambda: len(others.asked) == 4)
+    others.answering.set()
+    assert heard(ben, 4) == [2, 3, 4, 5]
+    result = ben.receive()["payload"]["result"]
+    assert (result["recovered"], result["replayed"]) == (True, 4)
+    assert heard(ada, 1) == [5]
+    assert arrive(kernel, 6) == 2
+    assert heard(ada, 1) == heard(ben, 1) == [6]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
