@@ -355,7 +355,8 @@ class Client:
 
         Returns who is in it: ``{"room", "id", "members": [{"id", "metadata"}], "total"}``; of a recoverable room also
         ``"cursor"``, and with ``since`` ``"recovered", "replayed"`` and ``"reason"``. Of such a room what was missed
-        while there was no connection is told first; if it cannot be, ``"client:recovered"`` says so.
+        while there was no connection is told first; if it cannot be, ``"client:recovered"`` says so. In a room that we
+        have joined before, this waits for that.
 
         :param since: a message's ``cursor``, or what ``cursor(room)`` gave: what came after it is told first.
         :param presence: be told who is there, and of each change: see ``presence.state``. None: as the server likes.
@@ -423,6 +424,9 @@ class Client:
 
     def _tell(self, type: str, payload: dict[str, Any]) -> None:
         self._session.inbox.tell(ClientMessage(type, payload))
+
+    def _wait_open(self, timeout: float) -> None:
+        self._session.wait_open(self._session.opens, timeout)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._settings.timeout if timeout is None else check_seconds("timeout", timeout)

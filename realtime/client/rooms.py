@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from realtime.client.calls import Pending, Repetition
 from realtime.client.wire import ClientMessage
-from realtime.errors import CallFailed, ConnectionClosed, RealtimeError
+from realtime.errors import CallFailed, ConnectionClosed, RealtimeError, TimedOut
 
 __all__ = ["Asking", "ClientRooms"]
 
@@ -33,6 +34,9 @@ class Asking(Protocol):
 
     def _seconds(self, timeout: float | None) -> float:
         """Return how long to wait."""
+
+    def _wait_open(self, timeout: float) -> None:
+        """Wait until there is a connection. Raises TimedOut, ConnectionClosed."""
 
 
 class _Place:
@@ -83,8 +87,7 @@ class ClientRooms:
     def join(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
         """Ask to be let in, as often as there is more that was missed, and remember the room."""
         place = self._places.setdefault(room, _Place())
-        # a request without a cursor would pass over what is still to be replayed
-        place.settled.wait(min(self._client._seconds(timeout), threading.TIMEOUT_MAX))
+        self._wait_until_back(room, place, min(self._client._seconds(timeout), threading.TIMEOUT_MAX))
         try:
             result = self._enter(room, since, presence, timeout)
         except BaseException:
@@ -94,6 +97,14 @@ class ClientRooms:
         place.joined = True
         place.presence = place.presence if presence is None else presence
         return result
+
+    def _wait_until_back(self, room: str, place: _Place, seconds: float) -> None:
+        """Wait while we are away, or coming back: this request would pass over what is still to be replayed."""
+        deadline = time.monotonic() + seconds
+        if place.joined:
+            self._client._wait_open(seconds)
+        if not place.settled.wait(max(0.0, deadline - time.monotonic())):
+            raise TimedOut(f"not back in room {room!r} within {seconds:g} s")
 
     def _enter(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
         replayed = 0
@@ -129,10 +140,10 @@ class ClientRooms:
             if place.joined:  # else its request waits in the queue
                 place.replayed = 0
                 place.settled.clear()
-                self._come_back(room, place)
+                self._come_back(room, place, self._cursors.get(room))
 
-    def _come_back(self, room: str, place: _Place) -> None:
-        payload = _wish(self._cursors.get(room), place.presence)
+    def _come_back(self, room: str, place: _Place, since: str | None) -> None:
+        payload = _wish(since, place.presence)
         self._client._ask_again(self._again(room, place), "system:join", payload, room=room)
 
     def _again(self, room: str, place: _Place) -> Repetition:
@@ -142,8 +153,8 @@ class ClientRooms:
             self._heard(room)(result)
             if isinstance(result, dict) and "recovered" in result:
                 place.replayed += _replayed(result)
-                if result.get("more"):
-                    self._come_back(room, place)
+                if result.get("more"):  # from there, wherever else an answer has said meanwhile that we are
+                    self._come_back(room, place, result.get("cursor"))
                     return
                 self._client._tell("client:recovered", _news(room, result, place.replayed))
             place.settled.set()

@@ -369,6 +369,43 @@ def test_what_a_page_missed_that_was_away_is_replayed_or_said_to_be_lost(
         assert (counted, count) == (True, 1000)
 
 
+def test_asking_to_be_let_in_again_while_away_passes_over_nothing(server: Node, tmp_path: Path) -> None:
+    script = SPEAKER.replace("PORT", str(server.port)) + """
+      const client = connect(url, { ...quick, timeout: 600, session: false });
+      const log = [];
+      client.on("number", (n) => log.push(n));
+      client.on("client:recovered", ({ recovered }) => log.push(recovered));
+      const room = "kept:again";
+      await client.join(room);
+      await direct.call("flow", [0, 10], { room });
+      const cut = told();
+      print("in");
+      await cut;
+      await reached(client, "waiting");
+      const again = client.join(room);
+      await direct.call("flow", [10, 1010], { room }); // more than is replayed at once
+      print("missed");
+      await again;
+      await direct.call("flow", [1010, 1020], { room });
+      while (log.at(-1) !== 1019) await new Promise((resolve) => setTimeout(resolve, 10));
+      print(log);
+      client.close();
+      direct.close();
+    """
+    with CuttingProxy(lambda: server.port) as proxy:
+        played = NodeScript(script, f"ws://127.0.0.1:{proxy.port}/realtime", tmp_path)
+        try:
+            assert beside(played.read) == "in"
+            proxy.refuse(True)
+            proxy.cut()
+            played.tell()
+            assert beside(played.read) == "missed"
+            proxy.refuse(False)
+            assert beside(played.finish) == [[*range(1010), True, *range(1010, 1020)]]
+        finally:
+            played.close()
+
+
 def test_another_node_replays_what_was_missed(tmp_path: Path) -> None:
     script = RETURN + """
       print("ready");

@@ -220,6 +220,26 @@ def test_what_is_no_longer_kept_is_said_to_be_missing(tmp_path: Path) -> None:
         assert [*range(100, 110)] == numbers[-10:]
 
 
+def test_asking_to_be_let_in_again_while_away_passes_over_nothing(server: Node, speaker: Client) -> None:
+    room = "kept:again"
+    with CuttingProxy(lambda: server.port) as proxy, Talker(proxy.port, session=False) as listener:
+        beside(listener.client.join, room)
+        beside(speaker.call, "flow", [0, 10], room=room)
+        until(lambda: listener.last == 9, "it has heard all")
+        proxy.refuse(True)
+        proxy.cut()
+        until(lambda: listener.client.state != "open", "it is away")
+        again = gevent.spawn(beside, listener.client.join, room)
+        beside(speaker.call, "flow", [10, 1010], room=room)  # more than is replayed at once
+        assert not again.ready()
+        proxy.refuse(False)
+        again.get(timeout=PATIENCE)
+        beside(speaker.call, "flow", [1010, 1020], room=room)
+        until(lambda: listener.last == 1019, "it goes on")
+        assert listener.numbers == list(range(1020))
+        assert [one["recovered"] for one in listener.recoveries] == [True]
+
+
 def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Node, speaker: Client) -> None:
     room = "kept:stored"
     with Talker(server.port) as listener:

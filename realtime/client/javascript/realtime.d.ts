@@ -188,7 +188,8 @@ export class RealtimeClient {
     answer(type: string, answerer: Answerer): () => void;
     /**
      * Join a room that the server opens to clients. After a reconnect it is as if we had been there all the time: of a
-     * recoverable room what was missed is told first; if that cannot be, "client:recovered" says so.
+     * recoverable room what was missed is told first; if that cannot be, "client:recovered" says so. In a room that was
+     * joined before, this waits for that.
      *
      * @param {string} room
      * @param {JoinOptions} [options]

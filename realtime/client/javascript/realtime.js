@@ -954,6 +954,8 @@ class Rooms {
    * @param {(left: Left) => void} owner.left
    * @param {(recovered: Recovered) => void} owner.recovered
    * @param {(room: string) => void} owner.forgotten we do not come back to it
+   * @param {() => Promise<void> | null} owner.away settled with the next connection; null where there is one, or none
+   *   will ever be
    */
   constructor(client, owner) {
     this.#client = client;
@@ -992,10 +994,12 @@ class Rooms {
    * @returns {Promise<Joined>}
    */
   async join(room, wish) {
-    // while it is being joined again a request without a cursor would pass over what was missed
-    for (let under; wish.since === undefined && (under = this.#places.get(room)?.entering); ) {
-      if (wish.presence === undefined) return under;
-      await under.catch(() => {}); // told to whoever began it
+    // while we are away, or are let in again, this request would pass over what was missed
+    for (let place, away; (place = this.#places.get(room)); ) {
+      if (place.entering && wish.since === undefined && wish.presence === undefined) return place.entering;
+      if (place.entering) await place.entering.catch(() => {}); // told to whoever began it
+      else if (place.joined && (away = this.#owner.away())) await away;
+      else break;
     }
     const place = this.#places.get(room) ?? { joined: false, entering: null };
     this.#places.set(room, place);
@@ -1046,7 +1050,7 @@ class Rooms {
       if (since === undefined || joined?.recovered === undefined) return joined;
       const { more, ...rest } = joined;
       if (!more) return { ...rest, replayed };
-      since = this.cursor(room) ?? since;
+      since = joined.cursor ?? since; // wherever else an answer has said meanwhile that we are
     }
   }
 
@@ -1346,6 +1350,7 @@ export class RealtimeClient {
       left: (left) => this.#tell("client:left", left),
       recovered: (recovered) => this.#tell("client:recovered", recovered),
       forgotten: (room) => this.#views.forget(room),
+      away: () => (this.#state === "open" || this.#state === "closed" ? null : this.#opened()),
     });
     this.#watchdog = new Watchdog({
       probe: () => this.#link?.isWritable && this.#link.send(this.#greeting(false)),
@@ -1536,7 +1541,8 @@ export class RealtimeClient {
 
   /**
    * Join a room that the server opens to clients. After a reconnect it is as if we had been there all the time: of a
-   * recoverable room what was missed is told first; if that cannot be, "client:recovered" says so.
+   * recoverable room what was missed is told first; if that cannot be, "client:recovered" says so. In a room that was
+   * joined before, this waits for that.
    *
    * @param {string} room
    * @param {JoinOptions} [options]
@@ -1645,6 +1651,26 @@ export class RealtimeClient {
     globalThis.addEventListener?.("pagehide", this.#hidden);
     globalThis.addEventListener?.("pageshow", this.#shown);
     this.#enter({ name: "connecting" });
+  }
+
+  /** @returns {Promise<void>} rejects with "timeout", or "closed" */
+  #opened() {
+    return new Promise((resolve, reject) => {
+      const timer = new Timer();
+      /** @param {() => void} settle */
+      const done = (settle) => {
+        timer.stop();
+        off();
+        settle();
+      };
+      const off = this.on("client:state", ({ name }) => {
+        if (name === "open") done(resolve);
+        if (name === "closed") done(() => reject(new RealtimeError("the connection was closed", "closed")));
+      });
+      const { timeout } = this.#settings;
+      const late = new RealtimeError(`no connection within ${timeout} s`, "timeout");
+      timer.start(timeout, () => done(() => reject(late)));
+    });
   }
 
   #makeReady() {
