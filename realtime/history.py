@@ -21,7 +21,7 @@ from gevent.event import Event
 from realtime.cluster import Cluster
 from realtime.config import Limits
 from realtime.cursors import Position
-from realtime.errors import BadMessage, RealtimeError
+from realtime.errors import BadMessage, RealtimeError, TimedOut
 from realtime.message import CODECS, JSON, MSGPACK, Mark, Outbound, Stamped
 from realtime.room_log import LOG_COST, Entry, RoomLog, Share
 from realtime.room_rules import RoomRule, RoomRules
@@ -76,7 +76,7 @@ class History:
         self._bytes = 0
         self._current: dict[str, Event | None] = {}
         """Rooms with members here; an Event while the others are being asked."""
-        self._held: dict[str, dict[str, int]] = {}
+        self._held: dict[str, dict[str, _Held]] = {}
         self._fetching: dict[str, gevent.Greenlet[..., None]] = {}
         self._running = False
         self._sweeper: gevent.Greenlet[..., None] | None = None
@@ -96,6 +96,9 @@ class History:
         gevent.killall(greenlets, timeout=1.0)
         self._logs.clear()
         self._current.clear()
+        for members in self._held.values():
+            for held in members.values():
+                held.over.set()
         self._held.clear()
         self._bytes = 0
 
@@ -203,6 +206,15 @@ class History:
     def held(self, room: str, client_id: str) -> _Hold:
         """Return a context in which a member gets nothing of a room but what is replayed to it."""
         return _Hold(self._held, room, client_id)
+
+    def wait_until_let_go(self, room: str, client_id: str) -> None:
+        """Park while somebody holds a member: until then it is not where the room is, ``Limits.ack_timeout`` at most.
+
+        :raises TimedOut: it takes longer.
+        """
+        held = self._held.get(room, _NOBODY).get(client_id)
+        if held is not None and not held.over.wait(self._limits.ack_timeout):
+            raise TimedOut(f"what client {client_id} missed of room {room!r} is still being sent to it")
 
     def without_held(self, room: str, except_ids: Collection[str]) -> Collection[str]:
         """Return whom to leave out."""
@@ -415,32 +427,45 @@ def _stamped(one: RoomLog, message: Outbound) -> Outbound:
     return Stamped(message, one.cursor) if one.recover else message
 
 
+class _Held:
+    """A member that is held: by how many, and the end of it."""
+
+    __slots__ = ("holders", "over")
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.over = Event()
+
+
 class _Hold:
     """Several may hold one member at once."""
 
     __slots__ = ("_client_id", "_held", "_room")
 
-    def __init__(self, held: dict[str, dict[str, int]], room: str, client_id: str) -> None:
+    def __init__(self, held: dict[str, dict[str, _Held]], room: str, client_id: str) -> None:
         self._held = held
         self._room = room
         self._client_id = client_id
 
     def __enter__(self) -> None:
         members = self._held.setdefault(self._room, {})
-        members[self._client_id] = members.get(self._client_id, 0) + 1
+        members.setdefault(self._client_id, _Held()).holders += 1
 
     def __exit__(self, *_: object) -> None:
         members = self._held.get(self._room)
         if members is None or self._client_id not in members:  # it was stopped meanwhile
             return
-        members[self._client_id] -= 1
-        if not members[self._client_id]:
+        held = members[self._client_id]
+        held.holders -= 1
+        if not held.holders:
+            held.over.set()
             del members[self._client_id]
             if not members:
                 del self._held[self._room]
 
 
 _UNKNOWN = object()
+_NOBODY: Mapping[str, _Held] = {}
 
 
 def _fields(entry: Entry) -> tuple[Any, ...]:

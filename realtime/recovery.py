@@ -64,6 +64,15 @@ class Replay:
         self._hub = hub
         self._history = hub.history
 
+    def place(self, client_id: str, room: str) -> str | None:
+        """Return how far a member is; None if the room is not recoverable. Parks for one that came from another node,
+        until it was sent what it missed on its way.
+
+        :raises TimedOut: that takes too long.
+        """
+        self._history.wait_until_let_go(room, client_id)
+        return self.cursor(room)
+
     def cursor(self, room: str) -> str | None:
         """Return how far a room is, for somebody who has everything; None if it is not recoverable."""
         one = self._history.log_of(room)
@@ -76,6 +85,7 @@ class Replay:
         :param presence: as for ``RoomManager.join``.
         :raises BadRoom, TooManyRooms, UnknownClient: as ``RoomManager.join``.
         :raises ConnectionClosed: it went meanwhile.
+        :raises TimedOut: it has just come from another node, and is still being sent what it missed on its way.
         """
         rooms, history = self._hub.rooms, self._history
         one = history.log_of(room)
@@ -83,6 +93,7 @@ class Replay:
             joined = rooms.join(room, connection.id, presence=presence)
             return Recovery(False, "the room is not recoverable", joined=joined)
         position = read_cursor(one.tag, since)
+        history.wait_until_let_go(room, connection.id)
         if rooms.contains_here(room, connection.id):
             return self._stay(connection, one, position)
         if position is None:

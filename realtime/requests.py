@@ -78,7 +78,7 @@ class ClientRequests:
         result: dict[str, Any] = {"room": room, "id": context.id}
         if since is None:
             toolkit.rooms.join(room, presence=presence)
-            cursor = self._replay.cursor(room)
+            cursor = self._replay.place(context.id, room)
         else:
             recovery = toolkit.rooms.join(room, since=since, presence=presence)
             cursor = recovery.cursor

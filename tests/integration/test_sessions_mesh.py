@@ -492,6 +492,51 @@ def test_a_session_goes_on_at_another_node_in_another_codec(cluster: Cluster, in
     in_thread(peer.close)
 
 
+@pytest.mark.parametrize("says_where", [False, True], ids=["anew", "since"])
+def test_who_asks_to_be_let_in_again_on_its_way_is_told_its_place_after_what_it_missed(
+    cluster: Cluster, in_thread: InThread, says_where: bool
+) -> None:
+    _, new, third = cluster.nodes
+    new.kernel.rooms.configure("kept:*", join=True, history=5000, ttl=300.0, recover=True)
+    history = new.kernel.hub.history
+    fetch, is_fetching, may_fetch = history.sync, Event(), Event()
+
+    def fetch_late(room: str) -> None:
+        is_fetching.set()
+        assert may_fetch.wait(PATIENCE)
+        fetch(room)
+
+    history.sync = fetch_late  # type: ignore[method-assign]
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    in_thread(peer.ask, "join", room="kept:tea")
+    own = peer.welcome["id"]
+    until(lambda: third.kernel.rooms.members("kept:tea") == [own], "it is known")
+    third.kernel.broadcast({"type": "said", "payload": 1}, "kept:tea")
+    place = in_thread(peer.receive)["cursor"]
+    cluster.proxy.cut()
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    assert is_fetching.wait(PATIENCE)
+    for number in (2, 3):
+        third.kernel.broadcast({"type": "said", "payload": number}, "kept:tea")
+    before = new.counter("received")
+    peer.send("system:join", room="kept:tea", payload={"since": place} if says_where else None, ack="again")
+    until(lambda: new.counter("received") > before, "it is asked")
+    may_fetch.set()
+    assert [in_thread(peer.receive)["payload"] for _ in range(2)] == [2, 3]
+    result = in_thread(peer.receive)["payload"]["result"]
+    assert result.get("recovered") is (True if says_where else None)
+    other = SessionPeer(cluster.url)
+    in_thread(other.connect)
+    joined = in_thread(other.ask, "system:join", room="kept:tea", payload={"since": result["cursor"]})
+    assert (joined["recovered"], joined["replayed"], list(other.passed)) == (True, 0, [])
+    third.kernel.broadcast({"type": "said", "payload": 4}, "kept:tea")
+    for one in (peer, other):
+        assert in_thread(one.receive)["payload"] == 4
+        in_thread(one.close)
+
+
 @pytest.mark.parametrize("room", ["numbers", "kept:numbers"])
 @pytest.mark.parametrize("seed", [int(text) for text in os.environ.get("REALTIME_SEEDS", "1 2").split()])
 def test_numbered_messages_arrive_once_while_a_client_wanders(seed: int, room: str, in_thread: InThread) -> None:
