@@ -53,8 +53,9 @@ mesh = PeerMeshTransport(
 sockets = WebSocketTransport(
     given["port"], "/realtime", app=page, allowed_origins="*", heartbeat=Heartbeat(interval=0.5, timeout=given["pong"])
 )
-limits = Limits(session_grace=given["grace"], history=64 * MiB, history_room=32 * MiB)  # for 100,000 messages
-kernel = RealtimeKernel([sockets, mesh], limits=limits)
+history = {"history": 64 * MiB, "history_room": 32 * MiB}  # for 100,000 messages
+waiting = {} if given["waiting"] is None else {"outbox": given["waiting"], "session_buffer": given["waiting"]}
+kernel = RealtimeKernel([sockets, mesh], limits=Limits(session_grace=given["grace"], **history, **waiting))
 kernel.rooms.configure("kept:*", join=True, history=given["history"], ttl=600.0, recover=True)
 kernel.presence.configure(update=True)
 notes = []
@@ -125,6 +126,7 @@ class Node:
     :param history: the number of messages that its rooms keep.
     :param grace: seconds that a session waits for its client.
     :param pong: seconds until a client that does not answer a ping is gone.
+    :param waiting: bytes that may wait for a client that is away; as many as by default if not given.
     :param mesh: options of the mesh.
     """
 
@@ -137,11 +139,13 @@ class Node:
         history: int = 10_000,
         grace: float = 600.0,
         pong: float = 2.0,
+        waiting: int | None = None,
         mesh: dict[str, Any] | None = None,
     ) -> None:
         self._script = folder / "server.py"
         self._script.write_text(SERVER)
-        self._given = {"name": name, "history": history, "grace": grace, "pong": pong, "mesh": mesh or {}}
+        self._given = {"name": name, "history": history, "grace": grace, "pong": pong}
+        self._given |= {"waiting": waiting, "mesh": mesh or {}}
         self._program: Program | None = None
         self.peers = peers
         self.port = self.mesh_port = 0

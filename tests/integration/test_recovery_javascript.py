@@ -152,7 +152,8 @@ for (let isIn = false; !isIn; ) {
   }
 }
 print("calm");
-while (log.at(-1) !== COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+const last = () => log.findLast((entry) => typeof entry === "number");
+for (let turn = 0; turn < 3000 && last() !== COUNT; turn++) await new Promise((resolve) => setTimeout(resolve, 10));
 print(log);
 client.close();
 witness.close();
@@ -297,7 +298,7 @@ def test_whatever_happens_everything_arrives_once_and_in_order_or_is_said_to_be_
     told = [entry for entry in log if isinstance(entry, dict)]
     what = f"seed {seed} in {where}, {kinds}, {history} kept: {told}"
     assert unexcused(log, set(range(MESSAGES + 1))) is None, what
-    assert log[-1] == MESSAGES, what
+    assert [entry for entry in log if isinstance(entry, int)][-1] == MESSAGES, what
     assert history < MESSAGES or "killed" in kinds or all(entry["recovered"] for entry in told), what
 
 

@@ -21,7 +21,7 @@ from programs import PATIENCE
 from python_client_rig import States
 from recovery_rig import SEEDS, Listener, Node, beside, messages, until
 
-from realtime import Client, QueueFull
+from realtime import Client, MiB, QueueFull
 
 MESSAGES = messages(2000)
 NOTES = 300  # from the client to the server
@@ -29,8 +29,8 @@ MESH = {"ping": 0.5, "suspect": 20.0, "down": 30.0, "backoff": 0.05, "backoff_ma
 
 
 def calm(folder: Path, **options: Any) -> Node:
-    """Make a node that gives no other up, however busy the machine is."""
-    return Node(folder, mesh=MESH, **options)
+    """Make a node that gives no other up, however busy the machine is, and no client for what waits for it."""
+    return Node(folder, mesh=MESH, waiting=16 * MiB, **options)
 
 
 class Talker(Listener):
@@ -63,7 +63,7 @@ def cut_now_and_then(
 ) -> None:
     """Until all numbers have come. The client makes progress between two cuts."""
     while listener.last < MESSAGES - 1:
-        wanted = min(listener.last + chance.randint(1, 300), MESSAGES - 1)
+        wanted = min(listener.last + chance.randint(1, 3 * MESSAGES // 20), MESSAGES - 1)
         until(partial(listener.has, wanted), f"{wanted} comes, after {listener.last}")
         gevent.sleep(chance.uniform(0, 0.02))
         between()

@@ -1,9 +1,10 @@
 """Everything at once: cut, silent and wandering clients, nodes that are killed and started again, one random schedule.
 
-Two nodes, and clients with and without a session, each on its own way to one of them. Numbers are published by either
-node; a batch counts as sure once every node with members has confirmed it, and is never published again. What each
-client hears must rise, and no sure number may be missing unless ``client:recovered`` says ``recovered: false`` at that
-very place: which nobody may say before a node was killed, or the client was away for longer than the room keeps.
+Two nodes, and clients with and without a session, each on its own way to one of them, where they ask to be let into
+the room now and then although they are in it. Numbers are published by either node; a batch counts as sure once every
+node with members has confirmed it, and is never published again. What each client hears must rise, and no sure number
+may be missing unless ``client:recovered`` says ``recovered: false`` at that very place: which nobody may say before a
+node was killed, or the client was away for longer than the room keeps.
 
 A failure names the seed, and tells what happened. ``recovery_rig.py`` says what the environment may ask for.
 """
@@ -42,6 +43,7 @@ class Wanderer(Listener):
         self.left: list[Any] = []
         self.story: list[str] = []
         """What happened to it, for a failure to tell."""
+        self.asking: gevent.Greenlet[..., None] = gevent.spawn(lambda: None)
         self._node = node
         self.client.on("client:left", lambda message: self.left.append(message.payload))
         self.client.on("client:state", lambda message: self.note(message.payload))
@@ -57,6 +59,19 @@ class Wanderer(Listener):
             self.proxy.fall_silent()
         else:
             self.proxy.cut(silently=what < 0.4 or what > 0.9)
+
+    def ask_again(self) -> None:
+        """Ask to be let into the room that it is in, unless it does already."""
+        if self.asking.dead:
+            self.asking = gevent.spawn(self._join)
+
+    def _join(self) -> None:
+        try:
+            answer = beside(self.client.join, ROOM)
+        except RealtimeError as error:
+            self.note(f"asked again: {error}")
+        else:
+            self.note(f"asked again: {answer['cursor']}")
 
     def note(self, what: Any) -> None:
         self.story.append(f"{time.monotonic():.3f} after {self.last}: {what}")
@@ -157,6 +172,8 @@ class Schedule:
             if what < 0.4:
                 listener.move(self.random.choice(self.nodes))
             listener.cut(what)
+            if self.random.random() < 0.3:
+                listener.ask_again()
 
     def _kill_a_node(self, listeners: list[Wanderer]) -> None:
         node, other = self.random.sample(self.nodes, 2)
@@ -189,11 +206,12 @@ def test_whatever_happens_nothing_is_missing_untold(seed: int, tmp_path: Path) -
         disturbing = gevent.spawn(schedule.disturb, listeners, with_kills)
         schedule.publish_all()
         disturbing.get(timeout=2 * PATIENCE)
+        gevent.joinall([listener.asking for listener in listeners], timeout=PATIENCE, raise_error=True)
         for node in schedule.nodes:
             schedule.meet(node)
         until(lambda: all(listener.client.state == "open" for listener in listeners), "all are back")
         deadline = time.monotonic() + PATIENCE
-        while not all(listener.last >= schedule.published - BATCH for listener in listeners):
+        while not all(listener.last == max(schedule.sure) == schedule.published - 1 for listener in listeners):
             assert time.monotonic() < deadline, [(one.last, schedule.published) for one in listeners]
             first = schedule.published  # once more, so that who is back hears of something
             schedule.published += BATCH
