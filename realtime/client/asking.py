@@ -15,12 +15,11 @@ Make = Callable[[str], bytes]
 """Returns the message that asks, from the id that its answer is to carry."""
 
 
-def ask(session: Session, make: Make, seconds: float, heard: Callable[[Any], None] | None) -> Any:
+def ask(session: Session, make: Make, seconds: float, question: Question) -> Any:
     """Ask, and return the answer; raises as ``Client.call``.
 
-    :param heard: told the answer by the thread that reads, before the next message is.
+    :param question: takes the answer.
     """
-    question = Question(heard=heard)
     ack = session.calls.add(question)
     try:
         session.transmit(make(ack), question, seconds)

@@ -13,9 +13,13 @@ from realtime.client.wire import ClientMessage
 from realtime.codes import ErrorCode
 from realtime.errors import CallFailed, RealtimeError, TimedOut
 
-__all__ = ["OVERFLOW", "Calls", "Pending", "Question", "Repetition"]
+__all__ = ["OVERFLOW", "Calls", "Overtaken", "Pending", "Question", "Repetition"]
 
 OVERFLOW = "overflow"  # the code of a streamed answer that nobody reads fast enough
+
+
+class Overtaken(RealtimeError):
+    """A question was not sent, because of what happened while it waited: to be asked later. Never told to callers."""
 
 
 class Pending(Protocol):
@@ -23,6 +27,9 @@ class Pending(Protocol):
 
     was_sent: bool
     """Whether the server may have it: then it is never sent again."""
+
+    def may_go(self) -> bool:
+        """Tell, when it could be sent, whether it still should be; if not, it fails with Overtaken."""
 
     def item(self, item: Any) -> None:
         """A piece of a streamed answer."""
@@ -39,10 +46,17 @@ class Question:
 
     :param items: pieces of a streamed answer that may wait to be read; 0: they only show that the answer comes.
     :param heard: told the result by the thread that reads, before the next message is.
+    :param may_go: see Pending.
     """
 
-    def __init__(self, items: int = 0, heard: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        items: int = 0,
+        heard: Callable[[Any], None] | None = None,
+        may_go: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._heard_result = heard
+        self.may_go = may_go
         self.was_sent = False
         self._capacity = items
         self._changed = threading.Condition()
@@ -125,6 +139,9 @@ class Repetition:
         self.was_sent = True
         self._succeeded = succeeded
         self._failed = failed
+
+    def may_go(self) -> bool:
+        return True
 
     def item(self, item: Any) -> None:
         """Of no interest."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from realtime.client.asking import ask, ask_for_items
-from realtime.client.calls import Pending
+from realtime.client.calls import Pending, Question
 from realtime.client.event_loop import warn_of_stopped_loop
 from realtime.client.handlers import Handler, Handlers
 from realtime.client.options import Backoff, ClientLimits, HeaderSource, check_seconds
@@ -277,10 +277,10 @@ class Client:
         room: str | None,
         target: str | Sequence[str] | None = None,
         timeout: float | None,
-        heard: Callable[[Any], None] | None = None,
+        question: Question | None = None,
     ) -> Any:
         make = self._request(type, payload, room, target)
-        return ask(self._session, make, self._seconds(timeout), heard)
+        return ask(self._session, make, self._seconds(timeout), question or Question())
 
     def _request(
         self, type: str, payload: Any, room: str | None, target: str | Sequence[str] | None = None
@@ -424,9 +424,6 @@ class Client:
 
     def _tell(self, type: str, payload: dict[str, Any]) -> None:
         self._session.inbox.tell(ClientMessage(type, payload))
-
-    def _wait_open(self, timeout: float) -> None:
-        self._session.wait_open(self._session.opens, timeout)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._settings.timeout if timeout is None else check_seconds("timeout", timeout)

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
-from realtime.client.calls import Calls, Pending
+from realtime.client.calls import Calls, Overtaken, Pending
 from realtime.client.continuity import Continuity
 from realtime.client.link import Link
 from realtime.client.settings import Settings
@@ -113,6 +113,9 @@ class Outgoing:
 
     def _send_now(self, data: bytes, call: Pending | None) -> bool:
         """Send; False if the connection has just ended, which nobody has said yet."""
+        if call is not None and not call.may_go():
+            call.fail(Overtaken())
+            return True
         self.check_size(data)
         self._continuity.sending(data)  # before: the other end may say at once that it has it
         if not self._put(data):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from realtime.client.calls import Pending, Repetition
+from realtime.client.calls import Overtaken, Pending, Question, Repetition
 from realtime.client.wire import ClientMessage
 from realtime.errors import CallFailed, ConnectionClosed, RealtimeError, TimedOut
 
@@ -15,16 +15,13 @@ __all__ = ["Asking", "ClientRooms"]
 
 CURSORS = 10_000  # rooms in which it is remembered how far we are
 
-_Heard = Callable[[Any], None]
-
-
 class Asking(Protocol):
     """A client, for what asks the server by it."""
 
     def _ask(
-        self, type: str, payload: Any, *, room: str | None, timeout: float | None, heard: _Heard | None = None
+        self, type: str, payload: Any, *, room: str | None, timeout: float | None, question: Question | None = None
     ) -> Any:
-        """Ask and wait."""
+        """Ask and wait. Raises Overtaken if the question may not go."""
 
     def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
         """Ask in the thread that reads, without waiting."""
@@ -34,9 +31,6 @@ class Asking(Protocol):
 
     def _seconds(self, timeout: float | None) -> float:
         """Return how long to wait."""
-
-    def _wait_open(self, timeout: float) -> None:
-        """Wait until there is a connection. Raises TimedOut, ConnectionClosed."""
 
 
 class _Place:
@@ -53,6 +47,17 @@ class _Place:
         self.settled.set()
 
 
+class _Reached:
+    """How far we are in a room."""
+
+    __slots__ = ("cursor", "messages")
+
+    def __init__(self, cursor: str) -> None:
+        self.cursor = cursor
+        self.messages = 0
+        """Those with a cursor that have come."""
+
+
 class ClientRooms:
     """Which rooms to come back to, and how far we are in those that are recoverable."""
 
@@ -60,7 +65,7 @@ class ClientRooms:
         self._client = client
         self._on_left = on_left
         self._places: dict[str, _Place] = {}
-        self._cursors: dict[str, str] = {}
+        self._cursors: dict[str, _Reached] = {}
 
     def names(self) -> Collection[str]:
         """Return which rooms these are."""
@@ -68,28 +73,36 @@ class ClientRooms:
 
     def cursor(self, room: str) -> str | None:
         """Return how far we are; None in a room that is not recoverable."""
-        return self._cursors.get(room)
+        reached = self._cursors.get(room)
+        return None if reached is None else reached.cursor
+
+    def _came(self, room: str) -> int:
+        """Return how many messages of a room have come."""
+        reached = self._cursors.get(room)
+        return 0 if reached is None else reached.messages
 
     def note(self, message: ClientMessage) -> None:
         """A message came: called by the thread that reads."""
         if message.cursor is not None and message.room is not None:
-            self._reached(message.room, message.cursor)
+            self._reached(message.room, message.cursor).messages += 1
 
-    def _reached(self, room: str, cursor: object) -> None:
-        if not isinstance(cursor, str):
-            return
-        if len(self._cursors) >= CURSORS and room not in self._cursors:
+    def _reached(self, room: str, cursor: str) -> _Reached:
+        reached = self._cursors.get(room)
+        if reached is not None:
+            reached.cursor = cursor
+            return reached
+        if len(self._cursors) >= CURSORS:
             forgotten = next((one for one in self._cursors if one not in self._places), None)
             if forgotten is not None:
                 del self._cursors[forgotten]
-        self._cursors[room] = cursor
+        reached = self._cursors[room] = _Reached(cursor)
+        return reached
 
     def join(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
         """Ask to be let in, as often as there is more that was missed, and remember the room."""
         place = self._places.setdefault(room, _Place())
-        self._wait_until_back(room, place, min(self._client._seconds(timeout), threading.TIMEOUT_MAX))
         try:
-            result = self._enter(room, since, presence, timeout)
+            result = self._enter_in_turn(room, place, since, presence, timeout)
         except BaseException:
             if not place.joined:
                 self._forget(room, place)
@@ -98,19 +111,24 @@ class ClientRooms:
         place.presence = place.presence if presence is None else presence
         return result
 
-    def _wait_until_back(self, room: str, place: _Place, seconds: float) -> None:
-        """Wait while we are away, or coming back: this request would pass over what is still to be replayed."""
-        deadline = time.monotonic() + seconds
-        if place.joined:
-            self._client._wait_open(seconds)
-        if not place.settled.wait(max(0.0, deadline - time.monotonic())):
-            raise TimedOut(f"not back in room {room!r} within {seconds:g} s")
+    def _enter_in_turn(
+        self, room: str, place: _Place, since: str | None, presence: bool | None, timeout: float | None
+    ) -> Any:
+        """Ask, but not while we come back: that would pass over what is still to be replayed."""
+        seconds = self._client._seconds(timeout)
+        deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
+        while place.settled.wait(max(0.0, deadline - time.monotonic())):
+            try:
+                return self._enter(room, place, since, presence, timeout)
+            except Overtaken:
+                continue
+        raise TimedOut(f"not back in room {room!r} within {seconds:g} s")
 
-    def _enter(self, room: str, since: str | None, presence: bool | None, timeout: float | None) -> Any:
+    def _enter(self, room: str, place: _Place, since: str | None, presence: bool | None, timeout: float | None) -> Any:
         replayed = 0
         while True:
-            payload = _wish(since, presence)
-            result = self._client._ask("system:join", payload, room=room, timeout=timeout, heard=self._heard(room))
+            payload, question = _wish(since, presence), Question(heard=self._heard(room), may_go=place.settled.is_set)
+            result = self._client._ask("system:join", payload, room=room, timeout=timeout, question=question)
             if since is None or not isinstance(result, dict) or "recovered" not in result:
                 return result
             replayed += _replayed(result)
@@ -118,9 +136,20 @@ class ClientRooms:
                 return {**result, "replayed": replayed}
             since = result.get("cursor")
 
-    def _heard(self, room: str) -> _Heard:
-        """Where the server says that we are counts before what comes after it."""
-        return lambda result: self._reached(room, result.get("cursor") if isinstance(result, dict) else None)
+    def _heard(self, room: str) -> Callable[[Any], None]:
+        """Return what takes an answer to a question that is asked now.
+
+        Where the server says that we are counts before what comes after it, unless the answer was overtaken: then
+        messages came that it did not replay, and say better where we are.
+        """
+        before = self._came(room)
+
+        def heard(result: Any) -> None:
+            cursor = result.get("cursor") if isinstance(result, dict) else None
+            if isinstance(cursor, str) and self._came(room) - before <= _replayed(result):
+                self._reached(room, cursor)
+
+        return heard
 
     def leave(self, room: str, timeout: float | None) -> Any:
         """Leave, and come back no more, also if this request is lost."""
@@ -140,17 +169,19 @@ class ClientRooms:
             if place.joined:  # else its request waits in the queue
                 place.replayed = 0
                 place.settled.clear()
-                self._come_back(room, place, self._cursors.get(room))
+                self._come_back(room, place, self.cursor(room))
 
     def _come_back(self, room: str, place: _Place, since: str | None) -> None:
         payload = _wish(since, place.presence)
         self._client._ask_again(self._again(room, place), "system:join", payload, room=room)
 
     def _again(self, room: str, place: _Place) -> Repetition:
+        heard = self._heard(room)
+
         def succeeded(result: Any) -> None:
             if self._places.get(room) is not place:
                 return  # left meanwhile
-            self._heard(room)(result)
+            heard(result)
             if isinstance(result, dict) and "recovered" in result:
                 place.replayed += _replayed(result)
                 if result.get("more"):  # from there, wherever else an answer has said meanwhile that we are

@@ -90,18 +90,10 @@ class Session(Outgoing):
         self._handling.start()
         self._reader.start()
 
-    def wait_open(self, since: int, timeout: float | None = None) -> None:
-        """Wait until it is open, or was meanwhile: more often than ``since`` times. Raises what ended it before.
-
-        :raises TimedOut: not within ``timeout`` seconds; None waits for as long as it is tried.
-        """
-
-        def decided() -> bool:
-            return self.opens > since or self.state in (ClientState.OPEN, ClientState.CLOSED)
-
+    def wait_open(self, since: int) -> None:
+        """Wait until it is open, or was meanwhile: more often than ``since`` times. Raises what ended it before."""
         with self._changed:
-            if not self._changed.wait_for(decided, timeout):
-                raise TimedOut(f"no connection within {timeout:g} s")
+            self._changed.wait_for(lambda: self.opens > since or self.state in (ClientState.OPEN, ClientState.CLOSED))
             if self.opens <= since and self.state is ClientState.CLOSED:
                 raise self._ended.error()
 

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from programs import PATIENCE, Program
@@ -20,7 +20,10 @@ from python_client_rig import QUICK
 
 from realtime import Client
 
-__all__ = ["SEEDS", "Listener", "Node", "beside", "messages", "unexcused", "until"]
+if TYPE_CHECKING:
+    from websockets.sync.server import ServerConnection
+
+__all__ = ["SEEDS", "Listener", "Node", "answers_late", "beside", "messages", "unexcused", "until"]
 
 FIRST = int(os.environ.get("REALTIME_RECOVERY_FIRST", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("REALTIME_RECOVERY_SEEDS", "1")))
@@ -241,6 +244,22 @@ def unexcused(heard: list[Any], sure: set[int]) -> str | None:
             return f"{len(missing)} numbers before {one} are missing, untold: {around}"
         last, excused = one, False
     return None
+
+
+def answers_late(connection: ServerConnection) -> None:
+    """A server of the websockets library: what it answers to ``system:join`` is overtaken by a message of the room,
+    unless that is what it replays."""
+    for text in connection:
+        asked = json.loads(text)
+        if asked["type"] == "system:hello":
+            connection.send(json.dumps({"type": "system:welcome", "payload": {"id": "you"}}))
+            continue
+        since = (asked.get("payload") or {}).get("since")
+        result = {"room": "tea", "cursor": "at the answer"}
+        if since is not None:
+            result |= {"recovered": True, "replayed": 1 if since == "replay" else 0, "more": False}
+        connection.send(json.dumps({"type": "number", "room": "tea", "payload": 1, "cursor": "at the message"}))
+        connection.send(json.dumps({"type": "system:ack", "payload": {"ack": asked["ack"], "result": result}}))
 
 
 def beside(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -16,9 +16,9 @@ import gevent
 import pytest
 from cutting_proxy import CuttingProxy
 from gevent.threadpool import ThreadPool
-from javascript_rig import ChromiumScript, NodeScript, Script
+from javascript_rig import ChromiumScript, NodeScript, Script, websockets_server
 from programs import PATIENCE
-from recovery_rig import SEEDS, Node, beside, messages, unexcused
+from recovery_rig import SEEDS, Node, answers_late, beside, messages, unexcused
 from webrtc_rig import Proxy, launched
 
 MESSAGES = messages(2000)
@@ -403,6 +403,23 @@ def test_asking_to_be_let_in_again_while_away_passes_over_nothing(server: Node, 
             assert beside(played.read) == "missed"
             proxy.refuse(False)
             assert beside(played.finish) == [[*range(1010), True, *range(1010, 1020)]]
+        finally:
+            played.close()
+
+
+def test_an_answer_that_was_overtaken_says_less_of_where_we_are_than_the_messages(tmp_path: Path) -> None:
+    script = """
+      for (const since of [undefined, "somewhere", "replay"]) {
+        const client = connect();
+        await client.join("tea", { since });
+        print(client.cursor("tea"));
+        client.close();
+      }
+    """
+    with websockets_server(answers_late) as url:
+        played = NodeScript(script, url, tmp_path)
+        try:
+            assert played.finish() == ["at the message", "at the message", "at the answer"]
         finally:
             played.close()
 

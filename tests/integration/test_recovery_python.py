@@ -18,8 +18,8 @@ import gevent
 import pytest
 from cutting_proxy import CuttingProxy
 from programs import PATIENCE
-from python_client_rig import States
-from recovery_rig import SEEDS, Listener, Node, beside, messages, until
+from python_client_rig import States, websockets_server
+from recovery_rig import SEEDS, Listener, Node, answers_late, beside, messages, until
 
 from realtime import Client, MiB, QueueFull
 
@@ -266,6 +266,13 @@ def test_a_place_that_was_stored_and_more_than_is_replayed_at_once(server: Node,
         beside(speaker.call, "flow", [1010, 1020], room=room)
         until(lambda: later.last == 1019, "it goes on")
         assert later.heard == list(range(10, 1020))
+
+
+@pytest.mark.parametrize("since", [None, "somewhere", "replay"])
+def test_an_answer_that_was_overtaken_says_less_of_where_we_are_than_the_messages(since: str | None) -> None:
+    with websockets_server(answers_late) as url, Client(url, timeout=PATIENCE) as client:
+        client.join("tea", since=since)
+        assert client.cursor("tea") == ("at the answer" if since == "replay" else "at the message")
 
 
 def test_a_cursor_of_another_room_recovers_nothing(server: Node) -> None:

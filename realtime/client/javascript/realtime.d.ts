@@ -678,23 +678,34 @@ export type Options = {
         text: string;
     }) => void) | undefined;
 };
-export type CallOwner = {
+export type CallCare = {
+    /**
+     * told before the next message is
+     */
+    answered?: ((result: any) => void) | undefined;
+    /**
+     * asked when it could be sent; if it should not be any more, it fails with OVERTAKEN
+     */
+    mayGo?: (() => boolean) | undefined;
+};
+export type CallEnds = {
     ended: (call: PendingCall) => void;
     /**
      * nobody wants the answer any more: fail it, or have the server do so
      */
     cancelled: (call: PendingCall) => void;
-    /**
-     * told before the next message is
-     */
-    answered?: ((result: any) => void) | undefined;
 };
+export type CallOwner = CallEnds & CallCare;
 /**
  * A room this client joined by itself.
  */
 export type Place = {
     joined: boolean;
     entering: Promise<Joined> | null;
+    /**
+     * how often we asked to be let in: who asked before asks no more
+     */
+    turn: number;
     /**
      * whether we asked to be told who is there
      */
@@ -936,11 +947,16 @@ declare function settingsFrom(options: Options): {
     }) => void) | undefined;
 };
 /**
- * @typedef {object} CallOwner
+ * @typedef {object} CallCare
+ * @property {(result: any) => void} [answered] told before the next message is
+ * @property {() => boolean} [mayGo] asked when it could be sent; if it should not be any more, it fails with OVERTAKEN
+ */
+/**
+ * @typedef {object} CallEnds
  * @property {(call: PendingCall) => void} ended
  * @property {(call: PendingCall) => void} cancelled nobody wants the answer any more: fail it, or have the server do so
- * @property {(result: any) => void} [answered] told before the next message is
  */
+/** @typedef {CallEnds & CallCare} CallOwner */
 /** A call whose answer has not come. */
 declare class PendingCall {
     /**
@@ -953,6 +969,8 @@ declare class PendingCall {
     wasSent: boolean;
     /** @type {Answer} */
     answer: Answer;
+    /** Tell whether the question, which could be sent now, still should be. */
+    mayGo(): boolean;
     /** @param {any} item */
     item(item: any): void;
     /** @param {any} result */

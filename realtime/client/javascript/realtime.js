@@ -513,11 +513,18 @@ class AnswerPromise extends Promise {
 }
 
 /**
- * @typedef {object} CallOwner
+ * @typedef {object} CallCare
+ * @property {(result: any) => void} [answered] told before the next message is
+ * @property {() => boolean} [mayGo] asked when it could be sent; if it should not be any more, it fails with OVERTAKEN
+ */
+
+/**
+ * @typedef {object} CallEnds
  * @property {(call: PendingCall) => void} ended
  * @property {(call: PendingCall) => void} cancelled nobody wants the answer any more: fail it, or have the server do so
- * @property {(result: any) => void} [answered] told before the next message is
  */
+
+/** @typedef {CallEnds & CallCare} CallOwner */
 
 /** A call whose answer has not come. */
 class PendingCall {
@@ -580,6 +587,11 @@ class PendingCall {
   #startTimer() {
     const text = `no answer within ${this.#timeout} s`;
     this.#timer.start(this.#timeout, () => this.fail(new RealtimeError(text, "timeout")));
+  }
+
+  /** Tell whether the question, which could be sent now, still should be. */
+  mayGo() {
+    return this.#owner.mayGo?.() ?? true;
   }
 
   /** @param {any} item */
@@ -928,6 +940,7 @@ class Watchdog {
 // Rooms and presence ---------------------------------------------------------------------------------------
 
 const CURSORS_KEPT = 10_000; // rooms whose place is remembered
+const OVERTAKEN = "overtaken"; // the code of a request that was not sent, to be made again: never told to anybody
 
 /**
  * A room this client joined by itself.
@@ -935,6 +948,7 @@ const CURSORS_KEPT = 10_000; // rooms whose place is remembered
  * @typedef {object} Place
  * @property {boolean} joined
  * @property {Promise<Joined> | null} entering
+ * @property {number} turn how often we asked to be let in: who asked before asks no more
  * @property {boolean} [presence] whether we asked to be told who is there
  */
 
@@ -942,20 +956,18 @@ const CURSORS_KEPT = 10_000; // rooms whose place is remembered
 class Rooms {
   /** @type {Map<string, Place>} */
   #places = new Map();
-  /** @type {Map<string, string>} cursors by room; also of rooms that a handler put us in */
-  #cursors = new Map();
+  /** @type {Map<string, {cursor: string, messages: number}>} by room; also of rooms that a handler put us in */
+  #reach = new Map();
   #client;
   #owner;
 
   /**
    * @param {RealtimeClient} client
    * @param {object} owner
-   * @param {(room: string, payload: object | undefined, answered: (joined: any) => void) => Promise<any>} owner.ask
+   * @param {(room: string, payload: object | undefined, care: CallCare) => Promise<any>} owner.ask
    * @param {(left: Left) => void} owner.left
    * @param {(recovered: Recovered) => void} owner.recovered
    * @param {(room: string) => void} owner.forgotten we do not come back to it
-   * @param {() => Promise<void> | null} owner.away settled with the next connection; null where there is one, or none
-   *   will ever be
    */
   constructor(client, owner) {
     this.#client = client;
@@ -969,23 +981,41 @@ class Rooms {
 
   /** @param {string} room */
   cursor(room) {
-    return this.#cursors.get(room) ?? null;
+    return this.#reach.get(room)?.cursor ?? null;
   }
 
   /**
-   * We have everything of a room up to here.
+   * A message came: we have everything of a room up to here.
    *
    * @param {string} room
    * @param {string} cursor
    */
-  reached(room, cursor) {
-    if (this.#cursors.size >= CURSORS_KEPT && !this.#cursors.has(room)) this.#forgetCursor();
-    this.#cursors.set(room, cursor);
+  came(room, cursor) {
+    this.#reached(room, cursor).messages++;
+  }
+
+  /**
+   * @param {string} room
+   * @param {string} cursor
+   */
+  #reached(room, cursor) {
+    let reach = this.#reach.get(room);
+    if (!reach) {
+      if (this.#reach.size >= CURSORS_KEPT) this.#forgetCursor();
+      this.#reach.set(room, (reach = { cursor, messages: 0 }));
+    }
+    reach.cursor = cursor;
+    return reach;
+  }
+
+  /** @param {string} room */
+  #came(room) {
+    return this.#reach.get(room)?.messages ?? 0;
   }
 
   #forgetCursor() {
-    const forgotten = [...this.#cursors.keys()].find((room) => !this.#places.has(room));
-    if (forgotten !== undefined) this.#cursors.delete(forgotten);
+    const forgotten = [...this.#reach.keys()].find((room) => !this.#places.has(room));
+    if (forgotten !== undefined) this.#reach.delete(forgotten);
   }
 
   /**
@@ -994,14 +1024,28 @@ class Rooms {
    * @returns {Promise<Joined>}
    */
   async join(room, wish) {
-    // while we are away, or are let in again, this request would pass over what was missed
-    for (let place, away; (place = this.#places.get(room)); ) {
-      if (place.entering && wish.since === undefined && wish.presence === undefined) return place.entering;
-      if (place.entering) await place.entering.catch(() => {}); // told to whoever began it
-      else if (place.joined && (away = this.#owner.away())) await away;
-      else break;
+    for (;;) {
+      try {
+        return await this.#joinInTurn(room, wish);
+      } catch (error) {
+        if (/** @type {RealtimeError} */ (error).code !== OVERTAKEN) throw error;
+      }
     }
-    const place = this.#places.get(room) ?? { joined: false, entering: null };
+  }
+
+  /**
+   * Not while we are let in again: a request of somebody else would pass over what was missed.
+   *
+   * @param {string} room
+   * @param {JoinOptions} wish
+   * @returns {Promise<Joined>}
+   */
+  async #joinInTurn(room, wish) {
+    for (let under; (under = this.#places.get(room)?.entering); ) {
+      if (wish.since === undefined && wish.presence === undefined) return under;
+      await under.catch(() => {}); // told to whoever began it
+    }
+    const place = this.#places.get(room) ?? { joined: false, entering: null, turn: 0 };
     this.#places.set(room, place);
     try {
       const joined = await this.#enter(room, place, wish);
@@ -1021,7 +1065,8 @@ class Rooms {
    * @returns {Promise<Joined>}
    */
   #enter(room, place, wish, recovered) {
-    const entering = (place.entering = this.#ask(room, wish, recovered));
+    const turn = ++place.turn;
+    const entering = (place.entering = this.#ask(room, wish, () => place.turn === turn, recovered));
     const done = () => {
       if (place.entering === entering) place.entering = null;
     };
@@ -1034,19 +1079,24 @@ class Rooms {
    *
    * @param {string} room
    * @param {JoinOptions} wish
+   * @param {() => boolean} mayGo
    * @param {(recovered: Recovered) => void} [recovered]
    * @returns {Promise<Joined>}
    */
-  async #ask(room, { since, presence }, recovered) {
+  async #ask(room, { since, presence }, mayGo, recovered) {
     let replayed = 0;
     for (;;) {
       const payload = since === undefined && presence === undefined ? undefined : { since, presence };
-      const joined = await this.#owner.ask(room, payload, (answer) => {
-        if (typeof answer?.cursor === "string") this.reached(room, answer.cursor);
+      const before = this.#came(room);
+      const answered = (/** @type {any} */ answer) => {
+        // unless it was overtaken: by messages that it did not replay, which say better where we are
+        const isLast = this.#came(room) - before <= (answer?.replayed ?? 0);
+        if (typeof answer?.cursor === "string" && isLast) this.#reached(room, answer.cursor);
         if (since === undefined || answer?.recovered === undefined) return;
         replayed += answer.replayed ?? 0;
         if (!answer.more) recovered?.({ room, recovered: answer.recovered, reason: answer.reason, replayed });
-      });
+      };
+      const joined = await this.#owner.ask(room, payload, { answered, mayGo });
       if (since === undefined || joined?.recovered === undefined) return joined;
       const { more, ...rest } = joined;
       if (!more) return { ...rest, replayed };
@@ -1064,7 +1114,7 @@ class Rooms {
       return await this.#client.call("system:leave", undefined, { room });
     } finally {
       if (!this.#places.has(room)) {
-        this.#cursors.delete(room);
+        this.#reach.delete(room);
         this.#owner.forgotten(room);
       }
     }
@@ -1104,7 +1154,7 @@ class Rooms {
   #forget(room, place) {
     if (this.#places.get(room) !== place) return;
     this.#places.delete(room);
-    this.#cursors.delete(room);
+    this.#reach.delete(room);
     this.#owner.forgotten(room);
   }
 }
@@ -1346,11 +1396,10 @@ export class RealtimeClient {
     this.#queue = new SendQueue(this.#settings.queue);
     this.#backoff = new Backoff(this.#settings.backoff);
     this.#rooms = new Rooms(this, {
-      ask: (room, payload, answered) => this.#ask("system:join", payload, { room }, answered),
+      ask: (room, payload, care) => this.#ask("system:join", payload, { room }, care),
       left: (left) => this.#tell("client:left", left),
       recovered: (recovered) => this.#tell("client:recovered", recovered),
       forgotten: (room) => this.#views.forget(room),
-      away: () => (this.#state === "open" || this.#state === "closed" ? null : this.#opened()),
     });
     this.#watchdog = new Watchdog({
       probe: () => this.#link?.isWritable && this.#link.send(this.#greeting(false)),
@@ -1503,16 +1552,16 @@ export class RealtimeClient {
    * @param {string} type
    * @param {any} payload
    * @param {CallOptions} options
-   * @param {(result: any) => void} [answered] told before the next message is
+   * @param {CallCare} [care]
    * @returns {Answer}
    */
-  #ask(type, payload, { timeout = this.#settings.timeout, ...destination }, answered) {
+  #ask(type, payload, { timeout = this.#settings.timeout, ...destination }, care) {
     const id = this.#calls.newId();
     const text = encoded("call", type, payload, destination, id);
     const call = this.#calls.open(id, timeout, this.#settings.stream, {
       ended: (call) => this.#queue.withdraw(call),
       cancelled: (call) => this.#cancel(id, call),
-      answered,
+      ...care,
     });
     try {
       this.#transmit(text, call);
@@ -1651,26 +1700,6 @@ export class RealtimeClient {
     globalThis.addEventListener?.("pagehide", this.#hidden);
     globalThis.addEventListener?.("pageshow", this.#shown);
     this.#enter({ name: "connecting" });
-  }
-
-  /** @returns {Promise<void>} rejects with "timeout", or "closed" */
-  #opened() {
-    return new Promise((resolve, reject) => {
-      const timer = new Timer();
-      /** @param {() => void} settle */
-      const done = (settle) => {
-        timer.stop();
-        off();
-        settle();
-      };
-      const off = this.on("client:state", ({ name }) => {
-        if (name === "open") done(resolve);
-        if (name === "closed") done(() => reject(new RealtimeError("the connection was closed", "closed")));
-      });
-      const { timeout } = this.#settings;
-      const late = new RealtimeError(`no connection within ${timeout} s`, "timeout");
-      timer.start(timeout, () => done(() => reject(late)));
-    });
   }
 
   #makeReady() {
@@ -1870,6 +1899,7 @@ export class RealtimeClient {
    * @param {PendingCall | null} call
    */
   #sendNow(link, text, call) {
+    if (call?.mayGo() === false) return call.fail(new RealtimeError("something else was asked for first", OVERTAKEN));
     this.#checkSize(text);
     if (call) call.wasSent = true;
     this.#session?.sending(text);
@@ -1953,7 +1983,7 @@ export class RealtimeClient {
     if (message.type.startsWith("client:")) return; // those are told by this client
     if (message.type === "system:welcome" && this.#state === "connecting") this.#welcomed(message.payload);
     if (message.type === "system:received") return this.#session?.confirmed(message.payload?.count);
-    if (typeof message.room === "string" && typeof message.cursor === "string") this.#rooms.reached(message.room, message.cursor);
+    if (typeof message.room === "string" && typeof message.cursor === "string") this.#rooms.came(message.room, message.cursor);
     if (!this.#calls.take(message)) {
       const change = this.#views.take(message);
       if (change) this.#tell("client:presence", change);
