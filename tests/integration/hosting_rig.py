@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import websockets.sync.client
-from programs import PATIENCE, Program
+from programs import PATIENCE, Program, complain_of_faults
 from requirements import module
 from tls_peer import TLSPeer
 
@@ -83,7 +83,7 @@ def stop(program: Program) -> None:
     code = program.stop(signal.SIGTERM)
     output = "".join(program.output)
     assert code in (0, -signal.SIGTERM), output  # Flask's server leaves SIGTERM to the system
-    assert "Traceback" not in output, output
+    complain_of_faults(output, "Traceback")
 
 
 def ask(client: ClientConnection | TLSPeer, type_: str, payload: Any = None, **fields: Any) -> Any:

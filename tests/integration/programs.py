@@ -14,12 +14,14 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["EXAMPLES", "PATIENCE", "ROOT", "Program", "basic_copy", "client_in", "source_copy"]
+__all__ = ["EXAMPLES", "PATIENCE", "ROOT", "Program", "basic_copy", "client_in", "complain_of_faults", "source_copy"]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 BUILT_FROM = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "realtime", "examples")
 PATIENCE = 60.0  # seconds any wait may take before the test fails
+FAULTS = ("Traceback", "ERROR")
+_BEFORE = 20  # lines that are shown before the first fault
 
 
 class Program:
@@ -64,6 +66,11 @@ class Program:
                 return found
 
     @property
+    def text(self) -> str:
+        """Its output so far."""
+        return "".join(self.output)
+
+    @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
@@ -87,6 +94,18 @@ class Program:
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def complain_of_faults(output: str, *words: str) -> None:
+    """Fail, and show what a program said from shortly before the first fault on, if it told of one.
+
+    :param words: what tells of a fault; tracebacks and logged errors, if none are given.
+    """
+    lines = output.splitlines()
+    faulty = [number for number, line in enumerate(lines) if any(word in line for word in words or FAULTS)]
+    if faulty:
+        shown = "\n".join(lines[max(0, faulty[0] - _BEFORE) :])
+        raise AssertionError(f"{len(faulty)} line(s) tell of a fault, the first is {lines[faulty[0]]!r}:\n{shown}")
 
 
 def basic_copy(folder: Path, port: int = 0) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli_rig import connect, receive, run
-from programs import EXAMPLES, PATIENCE, ROOT, Program, source_copy
+from programs import EXAMPLES, PATIENCE, ROOT, Program, complain_of_faults, source_copy
 from requirements import module
 
 PAGE = r"^    http://127\.0\.0\.1:(\d+)/$"
@@ -71,7 +71,7 @@ def test_it_runs_from_an_installation(
             assert name.encode() in page or name in ("page.js", "realtime/client.js")  # which the script imports
         chat(port)
         assert program.stop(number) == 0
-    assert "Traceback" not in "".join(program.output)
+    complain_of_faults(program.text, "Traceback")
 
 
 def test_a_second_demo_takes_another_port(tmp_path: Path) -> None:

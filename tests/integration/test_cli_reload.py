@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cli_rig import KERNEL, SOCKET, app, ask, connect, run, send, serving
-from programs import PATIENCE, Program
+from programs import PATIENCE, Program, complain_of_faults
 from requirements import module
 
 CHANGED = r"realtime: (.*) changed: starting again"
@@ -67,7 +67,7 @@ def test_a_change_starts_it_again_and_tells_clients_to_come_back(folder: Path, w
         assert program.wait_for(CHANGED)[1] == "answers.py"
         assert answer_of(program) == "second"
         assert program.stop() == 0
-    assert "Traceback" not in "".join(program.output)
+    complain_of_faults(program.text, "Traceback")
 
 
 def test_code_that_does_not_run_waits_for_the_next_change(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from origin import ORIGIN
-from programs import EXAMPLES, PATIENCE, ROOT, Program, basic_copy, client_in
+from programs import EXAMPLES, PATIENCE, ROOT, Program, basic_copy, client_in, complain_of_faults
 from requirements import module
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_basic_prints_where_it_is_and_stops_when_told(tmp_path: Path, elsewhere:
             with pytest.raises(module("websockets.exceptions").ConnectionClosed) as closed:
                 client.recv(timeout=PATIENCE)
         assert closed.value.rcvd.code == 4013
-    assert not [line for line in program.output if "Traceback" in line or "ERROR" in line]
+    complain_of_faults(program.text)
 
 
 @pytest.fixture(scope="module")

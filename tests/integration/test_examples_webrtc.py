@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from programs import EXAMPLES, PATIENCE, Program
+from programs import EXAMPLES, PATIENCE, Program, complain_of_faults
 from webrtc_rig import launched
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def url() -> Iterator[str]:
     with Program(SCRIPT, "--port", "0") as program:
         yield program.wait_for(LISTENING)[1]
         assert program.stop() == 0
-        assert not [line for line in program.output if "Traceback" in line or "ERROR" in line]
+    complain_of_faults(program.text)
 
 
 @pytest.fixture

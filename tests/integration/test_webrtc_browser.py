@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from programs import complain_of_faults
 from webrtc_rig import HEARTBEAT, Meeting, Proxy, everybody_met, launched, start_server
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with program:
         yield port
         program.stop()
-        assert not [line for line in program.output if "Traceback" in line or "ERROR" in line]
+    complain_of_faults(program.text)
 
 
 @pytest.fixture

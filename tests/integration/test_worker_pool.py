@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from programs import EXAMPLES, PATIENCE, Program, client_in
+from programs import EXAMPLES, PATIENCE, Program, client_in, complain_of_faults
 from raw import frame, request
 from requirements import module
 from worker_rig import (
@@ -78,8 +78,7 @@ def unpatched(message, context, toolkit):
         names = [os.readlink(link) for link in Path(f"/proc/{pool.pid}/fd").iterdir()]
         assert not [name for name in names if "eventpoll" in name or "eventfd" in name], names
         assert pool.stop() == 0
-    output = "".join(pool.output)
-    assert not [word for word in ("Warning", "Traceback", "not monkey-patched") if word in output], output
+    complain_of_faults(pool.text, "Warning", "Traceback", "not monkey-patched")
 
 
 def test_a_worker_is_told_its_place_and_a_private_directory(tmp_path: Path) -> None:
