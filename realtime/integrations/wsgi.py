@@ -16,7 +16,7 @@ from realtime.codes import CloseCode
 from realtime.config import Heartbeat
 from realtime.drain import come_back
 from realtime.errors import ConfigurationError, HandshakeError, NotRunning
-from realtime.integrations.wsgi_gunicorn import adapt
+from realtime.integrations.wsgi_gunicorn import adapt, leave_once
 from realtime.integrations.wsgi_home import Launcher
 from realtime.integrations.wsgi_hosts import Environ, Host, StartResponse, find_host, request_from
 from realtime.kernel import RealtimeKernel
@@ -87,6 +87,7 @@ class RealtimeMiddleware:
         self._launcher = Launcher(kernel, adapt)
         self._told: set[str] = set()
         kernel.home.run(kernel.use_transport, self.transport)
+        leave_once()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request; one that becomes a WebSocket returns when that has ended. Switches, or blocks a thread."""

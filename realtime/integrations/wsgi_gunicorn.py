@@ -1,4 +1,5 @@
-"""What a kernel in a worker of gunicorn does beyond serving: finds the other workers, and leaves when its worker does.
+"""What a kernel in a worker of gunicorn does beyond serving: finds the other workers, and leaves when its worker does,
+in order also when that is told to twice, as by Ctrl-C.
 
 gunicorn tells neither to an application. Both are seen from the worker object, whose method is the process's handler of
 SIGTERM, so nothing has to be configured.
@@ -15,6 +16,7 @@ import stat
 import sys
 import weakref
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import gevent
@@ -25,7 +27,7 @@ from realtime.kernel import RealtimeKernel
 from realtime.transports.mesh_discovery import parent_for
 from realtime.transports.mesh_siblings import join_siblings
 
-__all__ = ["WorkerExit", "adapt", "current_worker", "meeting_place"]
+__all__ = ["WorkerExit", "adapt", "current_worker", "leave_once", "meeting_place"]
 
 log = logging.getLogger("realtime.wsgi")
 
@@ -51,10 +53,41 @@ def adapt(kernel: RealtimeKernel) -> None:
     worker = current_worker()
     if worker is None or kernel in _adapted:
         return
+    leave_once()  # of an application that was loaded before the fork
     if worker.cfg.workers > 1:
         join_siblings(kernel, meeting_place(worker.ppid))
     kernel.add_service(WorkerExit(kernel, worker))
     _adapted.add(kernel)
+
+
+def leave_once() -> None:
+    """Have a worker with greenlets end by one exception, whatever signals tell it to; nothing in other processes.
+
+    A terminal sends SIGINT to every process, and gunicorn's master sends its workers SIGQUIT then. Its worker answers
+    each with a greenlet that clears ``alive``, and 0.1 s later raises SystemExit in the main greenlet. The second one,
+    or the only one if the main greenlet has looked at ``alive`` in between, is raised while the process ends already:
+    it cuts short what clients are told, and gevent prints its traceback.
+    """
+    worker = current_worker()
+    ggevent = sys.modules.get("gunicorn.workers.ggevent")
+    if ggevent is None or not isinstance(worker, ggevent.GeventWorker):
+        return
+    leaving: list[gevent.Greenlet[[Any], None]] = []
+
+    def quit_once(_number: int, _frame: FrameType | None) -> None:
+        if not leaving:
+            leaving.append(gevent.spawn(_leave, worker))
+
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == worker.handle_quit:  # not the application's own
+            signal.signal(number, quit_once)
+
+
+def _leave(worker: Any) -> None:
+    """What gunicorn's worker does on SIGINT and SIGQUIT, but without a pause between clearing ``alive`` and the end."""
+    worker.cfg.worker_int(worker)
+    worker.alive = False
+    sys.exit(0)
 
 
 class WorkerExit:

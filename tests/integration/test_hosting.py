@@ -22,7 +22,7 @@ import websockets.asyncio.client
 import websockets.exceptions
 import websockets.sync.client
 from hosting_rig import GEVENT_WEBSOCKET, HERE, Host, ask, gunicorn, start, stop, until
-from programs import PATIENCE, Program
+from programs import PATIENCE, Program, complain_of_faults
 from raw import frame, request
 from requirements import chromium, module
 
@@ -300,7 +300,7 @@ def test_a_new_gunicorn_takes_over_from_the_old_one_and_refuses_nobody() -> None
                 os.kill(int(pid), signal.SIGTERM)
         assert crowd.refusals == []
         assert set(crowd.ends) == {4013}
-    assert "Traceback" not in "".join(old.output)
+    complain_of_faults(old.text, "Traceback")
 
 
 def test_clients_of_a_worker_that_is_killed_are_served_by_others() -> None:
@@ -329,6 +329,29 @@ def test_stopping_tells_clients_to_come_back(worker: str) -> None:
         assert closed.value.rcvd.code == 4013
         assert "retry_after=" in closed.value.rcvd.reason
         stop(program)
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["loaded by workers", "preloaded"])
+@pytest.mark.parametrize("worker", ["gevent", GEVENT_WEBSOCKET], ids=["gevent", "gevent-websocket"])
+def test_ctrl_c_in_a_terminal_tells_clients_to_come_back(worker: str, options: tuple[str, ...]) -> None:
+    """It sends SIGINT to every process, and the master then SIGQUIT to its workers."""
+    with start(gunicorn(worker, "-w", "2", *options)) as program:
+        host = Host("", program)
+        with ExitStack() as stack:
+            served: set[int] = set()
+            clients = []
+            while len(served) < 2:
+                clients.append(stack.enter_context(host.connect()))
+                served.add(ask(clients[-1], "where")["pid"])
+            for pid in served:
+                os.kill(pid, signal.SIGINT)
+            assert program.stop(signal.SIGINT) == 0
+            for client in clients:
+                with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+                    client.recv(timeout=PATIENCE)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 4013
+    complain_of_faults(program.text)
 
 
 def test_workers_that_are_replaced_after_max_requests_send_their_clients_to_the_next() -> None:
