@@ -72,21 +72,24 @@ def leave_once() -> None:
     ggevent = sys.modules.get("gunicorn.workers.ggevent")
     if ggevent is None or not isinstance(worker, ggevent.GeventWorker):
         return
-    leaving: list[gevent.Greenlet[[Any], None]] = []
+    # but not those that the application handles itself
+    ours = [one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) == worker.handle_quit]
+    leaving: list[gevent.Greenlet[[Any, list[signal.Signals]], None]] = []
 
     def quit_once(_number: int, _frame: FrameType | None) -> None:
         if not leaving:
-            leaving.append(gevent.spawn(_leave, worker))
+            leaving.append(gevent.spawn(_leave, worker, ours))
 
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        if signal.getsignal(number) == worker.handle_quit:  # not the application's own
-            signal.signal(number, quit_once)
+    for number in ours:
+        signal.signal(number, quit_once)
 
 
-def _leave(worker: Any) -> None:
+def _leave(worker: Any, numbers: list[signal.Signals]) -> None:
     """What gunicorn's worker does on SIGINT and SIGQUIT, but without a pause between clearing ``alive`` and the end."""
     worker.cfg.worker_int(worker)
     worker.alive = False
+    for number in numbers:  # not sooner: what has come already must find a handler
+        signal.signal(number, signal.SIG_IGN)  # handlers in Python are gone before the process is, and it would kill
     sys.exit(0)
 
 

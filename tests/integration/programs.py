@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import queue
 import re
 import shutil
@@ -35,9 +36,12 @@ class Program:
     def __init__(self, script: Path | str, *arguments: str, cwd: Path = ROOT) -> None:
         self.output: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
+        # with PYTHONUNBUFFERED print() writes the end of a line by itself: lines of several processes would mix
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         self._process = subprocess.Popen(
             [sys.executable, str(script), *arguments],
             cwd=cwd,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
