@@ -74,11 +74,13 @@ def leave_once() -> None:
         return
     # but not those that the application handles itself
     ours = [one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) == worker.handle_quit]
-    leaving: list[gevent.Greenlet[[Any, list[signal.Signals]], None]] = []
+    leaves = False
 
     def quit_once(_number: int, _frame: FrameType | None) -> None:
-        if not leaving:
-            leaving.append(gevent.spawn(_leave, worker, ours))
+        nonlocal leaves
+        if not leaves:
+            leaves = True  # before anything is called: the other signal may come in the midst of it
+            gevent.spawn(_leave, worker, ours)
 
     for number in ours:
         signal.signal(number, quit_once)
