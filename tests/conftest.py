@@ -20,7 +20,7 @@ R = TypeVar("R")
 # failing assertions there show their values
 pytest.register_assert_rewrite("realtime.testing.conformance", "realtime.testing.slow_readers")
 
-GRACE = 2.0  # seconds for what was closed at the end of a test to be really gone
+GRACE = 10.0  # seconds for what was closed at the end of a test to be really gone
 # no greenlet or socket in them, thousands of examples: looking for leaks would cost more than they do
 _STATELESS = ("config", "errors", "events", "layering", "message")
 _UNCHECKED = ("unit/protocols/", "fuzz/", *(f"unit/test_{name}.py" for name in _STATELESS))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket as plain_socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +171,6 @@ def drain(sock: gevent.socket.socket) -> bytes:
             if not data:
                 return received
             received += data
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, for nodes that must know each other's before they start."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(plain_socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 def dials_within(seconds: float, node: Node) -> int:

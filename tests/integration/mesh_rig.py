@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket as plain_socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import gevent.subprocess
 from gevent.event import AsyncResult
 from mesh_program import Program
 from mesh_proxy import LoopbackNetwork
+from ports import free_ports
 
 __all__ = [
     "CALM",
@@ -294,7 +294,7 @@ class Proxies(Network):
 
     def __init__(self, size: int) -> None:
         self.loopback = LoopbackNetwork()
-        self._ports = _free_ports(size)
+        self._ports = free_ports(size)
         self._ids: dict[int, str] = {}
         self._addresses: dict[int, str] = {}
 
@@ -313,17 +313,6 @@ class Proxies(Network):
 
     def close(self) -> None:
         self.loopback.close()
-
-
-def _free_ports(size: int) -> list[int]:
-    sockets = [plain_socket.socket() for _ in range(size)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
 
 
 def any_network(size: int) -> Network:

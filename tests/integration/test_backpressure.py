@@ -109,13 +109,13 @@ def test_a_publisher_that_never_yields_does_not_cut_readers_that_keep_up(start: 
 
 
 def test_a_slow_reader_that_takes_bytes_outlives_pong_deadlines(start: Start, join: Any) -> None:
-    kernel, port = start(heartbeat=Heartbeat(interval=0.2, timeout=0.2))
+    kernel, port = start(heartbeat=Heartbeat(interval=0.2, timeout=0.8))
     client, id_ = join(port, receive_buffer=8192)
     kernel.send(id_, numbered(0, 900_000))  # our pings wait behind it, in the socket and in the outbox
     received = b""
     while len(received) < 900_000:
         received += client.sock.recv(8192)
-        gevent.sleep(0.008)
+        gevent.sleep(0.02)
     assert kernel.stats()["clients"] == 1
 
 

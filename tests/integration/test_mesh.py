@@ -21,10 +21,10 @@ from mesh_here import (
     ROOT,
     Start,
     Stranger,
-    free_ports,
     starting,
     until,
 )
+from ports import free_ports
 
 from realtime import (
     BadMessage,

@@ -274,10 +274,10 @@ def test_a_frozen_node_is_named_by_a_broadcast_that_asks_for_confirmation(cluste
     for node in nodes:
         node.ask("connect", name="c", room="tea")
     there.wait_until_equal(clients=3)
-    assert nodes[0].ask("confirm", room="tea", timeout=5.0) == {"count": 3}
+    assert nodes[0].ask("confirm", room="tea", timeout=20.0) == {"count": 3}
     nodes[2].tell(signal.SIGSTOP)
     try:
-        assert nodes[0].ask("confirm", room="tea", timeout=0.5) == {"missing": ["n2"], "delivered": 1}
+        assert nodes[0].ask("confirm", room="tea", timeout=5.0) == {"missing": ["n2"], "delivered": 1}
     finally:
         nodes[2].tell(signal.SIGCONT)
     assert nodes[0].ask("confirm", room="tea", timeout=20.0) == {"count": 3}

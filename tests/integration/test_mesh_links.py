@@ -18,10 +18,10 @@ from mesh_here import (
     Stranger,
     dials_within,
     drain,
-    free_ports,
     starting,
     until,
 )
+from ports import free_ports
 
 from realtime import (
     MeshOptions,

@@ -70,7 +70,7 @@ def test_two_and_three_nodes_go_on_apart_and_are_one_again(cluster: MakeOn) -> N
     for group in (few, many):  # each side goes on
         stream_from(group, 5000, 500)
         wait_for_all(group, group, 5499)
-        assert group[0].ask("confirm", room="tea", timeout=5.0) == {"count": len(group)}
+        assert group[0].ask("confirm", room="tea", timeout=20.0) == {"count": len(group)}
     for node in nodes:
         for other in few if node in many else many:
             [left] = node.events("left", other.id)

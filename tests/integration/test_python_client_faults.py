@@ -195,14 +195,14 @@ def test_a_server_that_never_reads_has_senders_wait_and_then_raise_and_memory_st
         assert ended.wait(PATIENCE)
 
     with server(serve, receive_buffer=4096) as url:
-        client = Client(url, timeout=2, limits=ClientLimits(outbox=MiB))
+        client = Client(url, timeout=5, limits=ClientLimits(outbox=MiB))
         client.connect()
 
         def send_on() -> None:  # the kernel and the outbox hold some
             while True:
                 client.send("note", "x" * MiB)
 
-        with pytest.raises(TimedOut, match="took nothing for 2 s"):
+        with pytest.raises(TimedOut, match="took nothing for 5 s"):
             send_on()
         assert client.stats()["sent"] < 32
         with pytest.raises(TimedOut, match=r"took nothing for 0\.01 s"):
@@ -225,7 +225,7 @@ def test_a_server_that_pings_and_asks_without_reading_does_not_fill_the_memory()
         assert ended.wait(PATIENCE)
 
     with server(serve, receive_buffer=4096) as url:
-        client = Client(url, timeout=1, limits=ClientLimits(outbox=100_000))
+        client = Client(url, timeout=2, limits=ClientLimits(outbox=100_000))
         client.answer("big", lambda question: "x" * 50_000)
         client.connect()
         assert client.wait_for("end", timeout=PATIENCE)

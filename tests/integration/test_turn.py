@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 from requirements import missing, turnserver
 from signaling_peers import PATIENCE, Connect, InThread, connecting, serve
 from stun import allocate
@@ -78,16 +79,10 @@ def test_who_is_not_in_the_call_gets_no_credentials(connect: Connect) -> None:
     assert alice.refused("webrtc:peers", {"room": "lobby"})["reason"] == "NOT_IN_ROOM"
 
 
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @contextmanager
 def coturn(directory: Path, in_thread: InThread) -> Iterator[tuple[str, int]]:
     """A real TURN server on loopback that shares our secret."""
-    port = free_port()
+    [port] = free_ports(1, socket.SOCK_DGRAM)
     command = [
         *(turnserver(), "-n", "--listening-ip=127.0.0.1", f"--listening-port={port}", "--relay-ip=127.0.0.1"),
         *("--use-auth-secret", f"--static-auth-secret={SECRET}", f"--realm={REALM}", "--allow-loopback-peers"),
