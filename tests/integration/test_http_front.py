@@ -302,7 +302,7 @@ def test_a_trickle_does_not_extend_the_deadline(serve: Serve) -> None:
 
 
 def test_a_second_request_has_the_same_deadline(serve: Serve) -> None:
-    server = serve(app=echo, limits=Limits(handshake=0.3))
+    server = serve(app=echo, limits=Limits(handshake=1.0))
     with Client(server) as client:
         client.send(WHOLE + WHOLE[:10])
         assert client.answer()[0] == 200
@@ -789,7 +789,7 @@ def test_silence_instead_of_a_tls_handshake_is_dropped_at_the_deadline(serve: Se
 
 
 def test_silence_after_the_tls_handshake_is_dropped_too(serve: Serve, tls: TLSOptions, trust: ssl.SSLContext) -> None:
-    server = serve(app=echo, tls=tls, limits=Limits(handshake=0.5))
+    server = serve(app=echo, tls=tls, limits=Limits(handshake=2.0))
     with Client(server, trust) as client:
         client.send(WHOLE[:9])
         assert client.answer()[0] == 408
