@@ -2,6 +2,8 @@
 
 The suite needs the kernel at hand and gunicorn makes the process, so it is gunicorn's worker that runs pytest: in a
 greenlet or a native thread beside the requests, as ``threading`` is patched or not. Then the server is told to end.
+Of several workers the first does; the others take no requests, as their kernels are not at hand, and are the other
+nodes of the suite's.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from realtime.integrations.wsgi_gunicorn import current_worker
+from realtime import RealtimeKernel
+from realtime.integrations.wsgi_gunicorn import adapt, current_worker
 
 SUITE = Path(__file__).with_name("suite_in_gunicorn.py")
 ENDED = "the suite ended with"
@@ -52,4 +55,17 @@ def run_suite() -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-threading.Thread(target=run_suite, daemon=True).start()
+def be_a_sibling() -> None:
+    """Run a kernel as the middleware would, for as long as the worker lives."""
+    kernel = RealtimeKernel()
+    adapt(kernel)
+    kernel.start()
+    kernel.wait()
+
+
+worker = current_worker()
+if worker.age == 1:
+    threading.Thread(target=run_suite, daemon=True).start()
+else:
+    worker.sockets = []
+    threading.Thread(target=be_a_sibling, daemon=True).start()

@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 PATIENCE = 240.0  # seconds for one worker's suite, which takes six when the machine is idle
 WORKERS = {
     "gevent": ["gevent"],
+    "four of gevent": ["gevent", "-w", "4"],
     "gevent-websocket": ["geventwebsocket.gunicorn.workers.GeventWebSocketWorker"],
     "threads": ["gthread", "--threads", "200"],
 }
