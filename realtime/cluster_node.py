@@ -12,6 +12,7 @@ from realtime.errors import BadMessage, MessageTooBig, unknown_client
 from realtime.hub import Hub
 from realtime.message import Outbound
 from realtime.outbox import Outbox
+from realtime.recovery import Replay
 from realtime.room_calls import RoomCall, answers_to_pass_on
 from realtime.threads import HomeThread
 
@@ -171,8 +172,11 @@ class LocalNode(ClusterNode):
         """Wait until the client's outbox is no longer crowded: a sender elsewhere parks meanwhile."""
         return connection.outbox.wait_for_room(self._hub.limits.park_timeout)
 
-    def _join(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
-        return self._hub.rooms.join(arguments["room"], connection.id, presence=arguments.get("presence"))
+    def _join(self, connection: Connection, arguments: Mapping[str, Any]) -> Any:
+        room, presence = arguments["room"], arguments.get("presence")
+        if "since" in arguments:
+            return list(Replay(self._hub).join(connection, room, arguments["since"], presence))
+        return self._hub.rooms.join(room, connection.id, presence=presence)
 
     def _leave(self, connection: Connection, arguments: Mapping[str, Any]) -> bool:
         return self._hub.rooms.leave(arguments["room"], connection.id)

@@ -203,9 +203,17 @@ class History:
 
     # Members who are not to get what is new yet ----------------------------------------------------------
 
-    def held(self, room: str, client_id: str) -> _Hold:
-        """Return a context in which a member gets nothing of a room but what is replayed to it."""
-        return _Hold(self._held, room, client_id)
+    def held(self, room: str, client_id: str, position: Position | None = None) -> _Hold:
+        """Return a context in which a member gets nothing of a room but what is replayed to it.
+
+        :param position: of the member, moved by who replays; None for one that is where the room is.
+        """
+        return _Hold(self._held, room, client_id, position)
+
+    def position_of(self, one: RoomLog, client_id: str) -> Position:
+        """Return how far a member is: where it is held, not as far as the room."""
+        held = self._held.get(one.room, _NOBODY).get(client_id)
+        return one.position if held is None or held.position is None else dict(held.position)
 
     def wait_until_let_go(self, room: str, client_id: str) -> None:
         """Park while somebody holds a member: until then it is not where the room is, ``Limits.ack_timeout`` at most.
@@ -428,28 +436,34 @@ def _stamped(one: RoomLog, message: Outbound) -> Outbound:
 
 
 class _Held:
-    """A member that is held: by how many, and the end of it."""
+    """A member that is held: by how many, where it is, and the end of it."""
 
-    __slots__ = ("holders", "over")
+    __slots__ = ("holders", "over", "position")
 
     def __init__(self) -> None:
         self.holders = 0
         self.over = Event()
+        self.position: Position | None = None
 
 
 class _Hold:
     """Several may hold one member at once."""
 
-    __slots__ = ("_client_id", "_held", "_room")
+    __slots__ = ("_client_id", "_held", "_position", "_room")
 
-    def __init__(self, held: dict[str, dict[str, _Held]], room: str, client_id: str) -> None:
+    def __init__(
+        self, held: dict[str, dict[str, _Held]], room: str, client_id: str, position: Position | None
+    ) -> None:
         self._held = held
+        self._position = position
         self._room = room
         self._client_id = client_id
 
     def __enter__(self) -> None:
         members = self._held.setdefault(self._room, {})
-        members.setdefault(self._client_id, _Held()).holders += 1
+        held = members.setdefault(self._client_id, _Held())
+        held.holders += 1
+        held.position = self._position if held.position is None else held.position
 
     def __exit__(self, *_: object) -> None:
         members = self._held.get(self._room)

@@ -129,6 +129,11 @@ class Outgoing:
         :raises MessageTooBig: larger than the whole outbox.
         :raises BadMessage: the payload cannot be encoded.
         """
+        self.wait_for_room(connection, outbound, patience=patience)
+        self.put(connection, outbound)
+
+    def wait_for_room(self, connection: Connection, outbound: Outbound, *, patience: float | None = None) -> None:
+        """Do what ``deliver`` does before it sends. Parks and raises as that."""
         if connection.closed:
             raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
         outbox = connection.outbox
@@ -137,8 +142,6 @@ class Outgoing:
             outbox.wait_for_room(self.limits.park_timeout if patience is None else patience, len(frame))
             if connection.closed:
                 raise ConnectionClosed(CloseCode.ABNORMAL, "the client has disconnected")
-        if outbox.put(frame):
-            self.counters["sent"] += 1
 
     def deliver_to(
         self,

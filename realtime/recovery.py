@@ -57,6 +57,10 @@ class HistoryPage(NamedTuple):
     """Why not."""
 
 
+class _Departed(Exception):
+    """The client's session goes on at another node: whatever it is sent, it is sent there."""
+
+
 class Replay:
     """What clients and handlers ask of the history of rooms."""
 
@@ -113,15 +117,26 @@ class Replay:
                 entries = missed.entries[:left]
                 left -= len(entries)
                 sent += self._send(connection, one, entries, position)
-            with history.held(room, connection.id):
+            with history.held(room, connection.id, position):
+                self._check_is_here(connection)
                 joined = rooms.join(room, connection.id, presence=presence)
                 recovery = self._catch_up(connection, room, position, joined)
                 return recovery._replace(replayed=sent + recovery.replayed)
+        except _Departed:
+            return self._join_elsewhere(connection.id, room, one.cursor_at(position), presence, sent)
         except (BadMessage, MessageTooBig) as error:
             log.warning("what client %s missed of room %r cannot be sent to it: %s", connection.id, room, error)
             joined = rooms.join(room, connection.id, presence=presence)
             reason = "what was missed cannot be sent to this client"
             return Recovery(False, reason, sent, cursor=one.cursor, joined=joined)
+
+    def _join_elsewhere(self, client_id: str, room: str, since: str, presence: bool | None, sent: int) -> Recovery:
+        """The client has moved meanwhile: its new node sends it the rest, and this one knows no longer what is new."""
+        hub = self._hub
+        hub.sessions.departures.wait_until_seen(client_id)
+        question = {"room": room, "since": since, "presence": presence}
+        recovery = Recovery(*hub.cluster.ask(client_id, "join", question, hub.limits.ack_timeout))
+        return recovery._replace(replayed=sent + recovery.replayed)
 
     def _stay(self, connection: Connection, one: RoomLog, position: Position | None) -> Recovery:
         """It is in the room already, perhaps put there by a handler before it could say how far it was."""
@@ -131,13 +146,16 @@ class Replay:
             return Recovery(True, cursor=one.cursor)
         return Recovery(False, "it was put into the room before, without a cursor", cursor=one.cursor)
 
-    def carry_on(self, connection: Connection, room: str, position: Position) -> Recovery:
+    def carry_on(self, connection: Connection, room: str, position: Position) -> Recovery | None:
         """Send a client that came here with its place in a room what it has missed on the way. Parks.
 
-        The caller holds it in the room, and joined it to it.
+        The caller holds it in the room, and joined it to it. None: it has moved on, and its next node does that.
         """
         self._history.entered(room, connection.id)
-        return self._catch_up(connection, room, position, True)
+        try:
+            return self._catch_up(connection, room, position, True)
+        except _Departed:
+            return None
 
     def _catch_up(self, connection: Connection, room: str, position: Position, joined: bool) -> Recovery:
         """Replay until there is nothing more: then what is new goes to the member, with no switch in between."""
@@ -149,6 +167,7 @@ class Replay:
         replayed = 0
         while True:
             missed = self._missed(one, room, position)
+            self._check_is_here(connection)
             if missed.reason is not None:
                 return Recovery(False, missed.reason, replayed, cursor=one.cursor, joined=joined)
             if not missed.entries:
@@ -165,17 +184,27 @@ class Replay:
     def _send(
         self, connection: Connection, one: RoomLog, entries: Sequence[Entry], position: Position
     ) -> int:
-        """Send kept messages to one client, which moves ``position``; return how many. Parks."""
+        """Send kept messages to one client, which moves ``position``; return how many. Parks.
+
+        :raises _Departed: it has moved to another node, which goes on from the position.
+        """
         sent = 0
         patience = self._hub.limits.backpressure_timeout
         for entry in entries:
-            position[entry.origin] = entry.sequence
             if connection.id not in entry.except_ids:
-                outbound = kept_message(one, entry, position)
-                self._hub.deliver(connection, outbound, patience=patience)
+                outbound = kept_message(one, entry, {**position, entry.origin: entry.sequence})
+                self._hub.wait_for_room(connection, outbound, patience=patience)
+                self._check_is_here(connection)
+                self._hub.put(connection, outbound)
                 sent += 1
-        self._hub.counters["replayed"] += sent
+                self._hub.counters["replayed"] += 1
+            position[entry.origin] = entry.sequence
         return sent
+
+    @staticmethod
+    def _check_is_here(connection: Connection) -> None:
+        if connection.departed:
+            raise _Departed
 
     def page(self, room: str, limit: int = 50, since: str | None = None) -> HistoryPage:
         """Return what a room keeps: the newest ``limit`` messages, or the first ``limit`` after a cursor. Parks.

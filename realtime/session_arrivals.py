@@ -144,7 +144,7 @@ class Arrivals:
             client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
         self._sessions.departures.is_coming_home(client.id)
         positions: dict[str, Position] = state["positions"]
-        held = {room: hub.history.held(room, client.id) for room in positions}
+        held = {room: hub.history.held(room, client.id, position) for room, position in positions.items()}
         for hold in held.values():
             hold.__enter__()
         hub.adopt(client, state["rooms"])
@@ -166,7 +166,7 @@ class Arrivals:
             if not self._hub.rooms.contains_here(room, client.id):
                 return  # gone, or it has left meanwhile
             recovery = Replay(self._hub).carry_on(client, room, position)
-            if not recovery.recovered:
+            if recovery is not None and not recovery.recovered:
                 log.warning("client %s has missed messages of %r on its way: %s", client.id, room, recovery.reason)
                 self._hub.counters["sessions_gaps"] += 1
                 self._hub.close(client, CloseCode.REPLACED, "messages were missed on the way: join your rooms again")

@@ -492,21 +492,94 @@ def test_a_session_goes_on_at_another_node_in_another_codec(cluster: Cluster, in
     in_thread(peer.close)
 
 
+def fetching_late(node: Node, *, late: bool = False) -> tuple[Event, Event]:
+    """Have a node wait before it fetches what it lacks of a room: return what is set once it does, and its end.
+
+    :param late: or after that, so that what it has fetched is of before.
+    """
+    history = node.kernel.hub.history
+    fetch, is_fetching, may_fetch = history.sync, Event(), Event()
+
+    def fetch_late(room: str) -> None:
+        if late:
+            fetch(room)
+        is_fetching.set()
+        assert may_fetch.wait(PATIENCE)
+        if not late:
+            fetch(room)
+
+    history.sync = fetch_late  # type: ignore[method-assign]
+    return is_fetching, may_fetch
+
+
+def test_what_a_client_missed_is_sent_in_order_though_it_moves_on_before_it_has_it(
+    cluster: Cluster, in_thread: InThread
+) -> None:
+    _, between, third = cluster.nodes
+    is_fetching, may_fetch = fetching_late(between)
+    peer, witness = SessionPeer(cluster.url), SessionPeer(f"ws://127.0.0.1:{third.sockets.port}/realtime")
+    for one in (peer, witness):
+        in_thread(one.connect)
+        in_thread(one.ask, "join", room="kept:tea")
+    until(lambda: len(third.kernel.rooms.members("kept:tea")) == 2, "it is known")
+    third.kernel.broadcast({"type": "said", "payload": 1}, "kept:tea")
+    assert in_thread(peer.receive)["payload"] == 1
+    cluster.proxy.cut()
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    assert is_fetching.wait(PATIENCE)
+    for number in (2, 3):
+        third.kernel.broadcast({"type": "said", "payload": number}, "kept:tea")
+    cluster.proxy.cut()
+    cluster.chosen = 0
+    assert in_thread(peer.resume)["resumed"]
+    may_fetch.set()
+    assert [in_thread(peer.receive)["payload"] for _ in range(2)] == [2, 3]
+    cluster.settled_at(peer.welcome["id"], 0)
+    third.kernel.broadcast({"type": "said", "payload": 4}, "kept:tea")
+    assert in_thread(peer.receive)["payload"] == 4
+    assert in_thread(peer.ask, "echo", payload="end") == "end"
+    assert not peer.passed
+    for one in (peer, witness):
+        in_thread(one.close)
+
+
+def test_who_moves_while_it_is_let_in_is_sent_all_that_it_missed(cluster: Cluster, in_thread: InThread) -> None:
+    old, _, third = cluster.nodes
+    for node in cluster.nodes:
+        node.kernel.rooms.configure("kept:*", join=True, history=5000, ttl=300.0, recover=True)
+    witness = SessionPeer(f"ws://127.0.0.1:{third.sockets.port}/realtime")
+    in_thread(witness.connect)
+    place = in_thread(witness.ask, "system:join", room="kept:tea")["cursor"]
+    third.kernel.broadcast({"type": "said", "payload": 1}, "kept:tea")
+    is_fetching, may_fetch = fetching_late(old, late=True)
+    peer = SessionPeer(cluster.url)
+    in_thread(peer.connect)
+    peer.send("system:join", room="kept:tea", payload={"since": place}, ack="asked")
+    assert is_fetching.wait(PATIENCE)
+    for number in (2, 3):
+        third.kernel.broadcast({"type": "said", "payload": number}, "kept:tea")
+    cluster.proxy.cut()
+    cluster.chosen = 1
+    assert in_thread(peer.resume)["resumed"]
+    cluster.settled_at(peer.welcome["id"], 1)
+    may_fetch.set()
+    assert [in_thread(peer.receive)["payload"] for _ in range(3)] == [1, 2, 3]
+    result = in_thread(peer.receive)["payload"]["result"]
+    assert (result["recovered"], result["replayed"]) == (True, 3)
+    third.kernel.broadcast({"type": "said", "payload": 4}, "kept:tea")
+    assert in_thread(peer.receive)["payload"] == 4
+    for one in (peer, witness):
+        in_thread(one.close)
+
+
 @pytest.mark.parametrize("says_where", [False, True], ids=["anew", "since"])
 def test_who_asks_to_be_let_in_again_on_its_way_is_told_its_place_after_what_it_missed(
     cluster: Cluster, in_thread: InThread, says_where: bool
 ) -> None:
     _, new, third = cluster.nodes
     new.kernel.rooms.configure("kept:*", join=True, history=5000, ttl=300.0, recover=True)
-    history = new.kernel.hub.history
-    fetch, is_fetching, may_fetch = history.sync, Event(), Event()
-
-    def fetch_late(room: str) -> None:
-        is_fetching.set()
-        assert may_fetch.wait(PATIENCE)
-        fetch(room)
-
-    history.sync = fetch_late  # type: ignore[method-assign]
+    is_fetching, may_fetch = fetching_late(new)
     peer = SessionPeer(cluster.url)
     in_thread(peer.connect)
     in_thread(peer.ask, "join", room="kept:tea")

@@ -432,18 +432,18 @@ def test_300_are_replayed_at_most_though_more_come_meanwhile(
     kernel.rooms.configure("chat:*", join=True, history=10_000, recover=True)
     cursor = join(kernel_test.connect(), room="chat:tea")["cursor"]
     numbers = iter(range(2000))
-    deliver = kernel.hub.deliver
+    wait_for_room = kernel.hub.wait_for_room
 
     def say_more(count: int) -> None:
         for number in itertools.islice(numbers, count):
             kernel.broadcast({"type": "said", "payload": number}, "chat:tea")
 
-    def deliver_slowly(connection: Any, outbound: Outbound, **options: Any) -> None:
-        deliver(connection, outbound, **options)
+    def wait_longer(connection: Any, outbound: Outbound, **options: Any) -> None:
+        wait_for_room(connection, outbound, **options)
         if isinstance(outbound, Stamped):
             say_more(2)  # as if it had parked
 
-    monkeypatch.setattr(kernel.hub, "deliver", deliver_slowly)
+    monkeypatch.setattr(kernel.hub, "wait_for_room", wait_longer)
     say_more(250)
     slow = kernel_test.connect()
     got: list[int] = []
