@@ -137,6 +137,7 @@ const client = connect(url, { ...quick, timeout: 600 });
 const log = [];
 client.on("number", (n) => log.push(n));
 client.on("client:recovered", (told) => log.push(told));
+client.on("client:left", (left) => log.push({ left, recovered: true })); // which nothing here should lead to
 await client.join("kept:ROOM");
 const witness = connect("HOME", quick); // at the node that lives on: it knows what the dying had said by then
 await witness.join("kept:ROOM");
@@ -297,6 +298,7 @@ def test_whatever_happens_everything_arrives_once_and_in_order_or_is_said_to_be_
         (log,) = played.finish()
     told = [entry for entry in log if isinstance(entry, dict)]
     what = f"seed {seed} in {where}, {kinds}, {history} kept: {told}"
+    assert not [entry for entry in told if "left" in entry], what
     assert unexcused(log, set(range(MESSAGES + 1))) is None, what
     assert [entry for entry in log if isinstance(entry, int)][-1] == MESSAGES, what
     assert history < MESSAGES or "killed" in kinds or all(entry["recovered"] for entry in told), what
