@@ -6,11 +6,12 @@ A failure names its seed; ``recovery_rig.py`` says what the environment may ask 
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
@@ -20,6 +21,9 @@ from javascript_rig import ChromiumScript, NodeScript, Script, websockets_server
 from programs import PATIENCE
 from recovery_rig import SEEDS, Node, answers_late, beside, messages, unexcused
 from webrtc_rig import Proxy, launched
+
+if TYPE_CHECKING:
+    from websockets.sync.server import ServerConnection
 
 MESSAGES = messages(2000)
 
@@ -424,6 +428,41 @@ def test_an_answer_that_was_overtaken_says_less_of_where_we_are_than_the_message
             assert played.finish() == ["at the message", "at the message", "at the answer"]
         finally:
             played.close()
+
+
+def test_what_is_asked_for_in_parts_is_asked_for_once_on_the_next_connection(tmp_path: Path) -> None:
+    script = """
+      const client = connect(url, { ...quick, session: false });
+      client.on("client:left", print);
+      const recovered = next(client, "client:recovered");
+      await client.join("tea");
+      print(await recovered);
+      client.close();
+    """
+    visits: list[list[str | None]] = []
+
+    def serve(connection: ServerConnection) -> None:
+        """End the first connection after it was joined, the second between two parts."""
+        visits.append([])
+        for text in connection:
+            asked = json.loads(text)
+            if asked["type"] == "system:hello":
+                connection.send(json.dumps({"type": "system:welcome", "payload": {"id": "you"}}))
+                continue
+            visits[-1].append((asked.get("payload") or {}).get("since"))
+            result = {"cursor": f"c{len(visits)}", "recovered": True, "replayed": 0, "more": len(visits) == 2}
+            connection.send(json.dumps({"type": "system:ack", "payload": {"ack": asked["ack"], "result": result}}))
+            if len(visits) < 3:
+                return connection.close(4008)
+        return None
+
+    with websockets_server(serve) as url:
+        played = NodeScript(script, url, tmp_path)
+        try:
+            assert played.finish() == [{"room": "tea", "recovered": True, "replayed": 0}]
+        finally:
+            played.close()
+    assert visits == [[None], ["c1"], ["c2"]]
 
 
 def test_another_node_replays_what_was_missed(tmp_path: Path) -> None:

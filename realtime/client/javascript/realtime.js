@@ -1140,7 +1140,7 @@ class Rooms {
       });
     } catch (error) {
       const { code, message } = /** @type {RealtimeError} */ (error);
-      if (code === "closed" || this.#places.get(room) !== place) return; // the next connection tries again
+      if (code === "closed" || code === OVERTAKEN || this.#places.get(room) !== place) return; // another tries again
       if (code === "timeout") return this.#rejoin(room, place);
       this.#forget(room, place);
       this.#owner.left({ room, code, message });
