@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import gevent
+
 from realtime.codes import ErrorCode
 from realtime.connection import Connection
 from realtime.cursors import Position, read_cursor
-from realtime.errors import BadMessage, MessageTooBig, Reject
+from realtime.errors import BadMessage, MessageTooBig, Reject, UnknownClient
 from realtime.history import kept_message
 from realtime.message import CODECS
 from realtime.room_log import Entry, Missed, RoomLog
@@ -22,6 +24,7 @@ __all__ = ["MOST_REPLAYED", "HistoryPage", "Recovery", "Replay"]
 
 log = logging.getLogger("realtime.history")
 
+LOOK = 0.01  # seconds between looks at where a client is that moves
 MOST_REPLAYED = 300  # messages that one request replays; the rest is there for the next
 
 
@@ -131,12 +134,26 @@ class Replay:
             return Recovery(False, reason, sent, cursor=one.cursor, joined=joined)
 
     def _join_elsewhere(self, client_id: str, room: str, since: str, presence: bool | None, sent: int) -> Recovery:
-        """The client has moved meanwhile: its new node sends it the rest, and this one knows no longer what is new."""
+        """The client has moved meanwhile: its new node sends it the rest, and this one knows no longer what is new.
+
+        :raises UnknownClient: it is nowhere.
+        """
         hub = self._hub
-        hub.sessions.departures.wait_until_seen(client_id)
         question = {"room": room, "since": since, "presence": presence}
-        recovery = Recovery(*hub.cluster.ask(client_id, "join", question, hub.limits.ack_timeout))
-        return recovery._replace(replayed=sent + recovery.replayed)
+        deadline = time.monotonic() + hub.limits.ack_timeout
+        while True:
+            hub.sessions.departures.wait_until_seen(client_id)
+            back = hub.connections.get(client_id)
+            try:
+                if back is not None and not back.departed:
+                    recovery = self.join(back, room, since, presence)
+                else:
+                    recovery = Recovery(*hub.cluster.ask(client_id, "join", question, hub.limits.ack_timeout))
+                return recovery._replace(replayed=sent + recovery.replayed)
+            except UnknownClient:
+                if time.monotonic() >= deadline:
+                    raise
+                gevent.sleep(LOOK)  # it has moved on, and is not seen yet where it is
 
     def _stay(self, connection: Connection, one: RoomLog, position: Position | None) -> Recovery:
         """It is in the room already, perhaps put there by a handler before it could say how far it was."""

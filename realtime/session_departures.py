@@ -333,6 +333,10 @@ class Departures:
     def relay(self, client_id: str, node: str, message: Outbound) -> None:
         """Send what is for a client that has moved to where it is now."""
         hub = self._hub
+        back = hub.connections.get(client_id)
+        if back is not None and not back.departed:  # it came home, and a handler that it had left behind goes on
+            hub.put(back, message)
+            return
         hub.counters["sessions_forwarded"] += 1
         hub.cluster.forward(hub.cluster.home(client_id) or node, client_id, message)
 

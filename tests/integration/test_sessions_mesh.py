@@ -6,7 +6,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -544,25 +544,28 @@ def test_what_a_client_missed_is_sent_in_order_though_it_moves_on_before_it_has_
         in_thread(one.close)
 
 
-def test_who_moves_while_it_is_let_in_is_sent_all_that_it_missed(cluster: Cluster, in_thread: InThread) -> None:
+@pytest.mark.parametrize("way", [(1,), (1, 0), (1, 2)], ids=["away", "home", "on"])
+def test_who_moves_while_it_is_let_in_is_sent_all_that_it_missed(
+    cluster: Cluster, in_thread: InThread, way: Sequence[int]
+) -> None:
     old, _, third = cluster.nodes
     for node in cluster.nodes:
         node.kernel.rooms.configure("kept:*", join=True, history=5000, ttl=300.0, recover=True)
     witness = SessionPeer(f"ws://127.0.0.1:{third.sockets.port}/realtime")
     in_thread(witness.connect)
-    place = in_thread(witness.ask, "system:join", room="kept:tea")["cursor"]
+    start = in_thread(witness.ask, "system:join", room="kept:tea")["cursor"]
     third.kernel.broadcast({"type": "said", "payload": 1}, "kept:tea")
     is_fetching, may_fetch = fetching_late(old, late=True)
     peer = SessionPeer(cluster.url)
     in_thread(peer.connect)
-    peer.send("system:join", room="kept:tea", payload={"since": place}, ack="asked")
+    peer.send("system:join", room="kept:tea", payload={"since": start}, ack="asked")
     assert is_fetching.wait(PATIENCE)
     for number in (2, 3):
         third.kernel.broadcast({"type": "said", "payload": number}, "kept:tea")
-    cluster.proxy.cut()
-    cluster.chosen = 1
-    assert in_thread(peer.resume)["resumed"]
-    cluster.settled_at(peer.welcome["id"], 1)
+    for place in way:
+        cluster.proxy.cut()
+        cluster.chosen = place
+        assert in_thread(peer.resume)["resumed"]
     may_fetch.set()
     assert [in_thread(peer.receive)["payload"] for _ in range(3)] == [1, 2, 3]
     result = in_thread(peer.receive)["payload"]["result"]
