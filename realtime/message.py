@@ -60,6 +60,7 @@ class _Outgoing(msgspec.Struct, omit_defaults=True):
     room: Any = msgspec.UNSET
     timestamp: int = -1  # always given, so never left out
     ack: Any = msgspec.UNSET
+    cursor: Any = msgspec.UNSET  # only in what was encoded before: see ``Stamped``
 
 
 class Codec(Protocol):

@@ -46,9 +46,9 @@ class Node:
         local: LocalNode = self.kernel.hub.cluster._local  # type: ignore[attr-defined]
         return local
 
-    def connect(self, session: Any = True) -> tuple[MemoryClient, dict[str, Any]]:
+    def connect(self, session: Any = True, codec: str = "json") -> tuple[MemoryClient, dict[str, Any]]:
         """Connect a client with a session, which it asks for; return it with the welcome."""
-        client = self.clients.connect()
+        client = self.clients.connect(codec=codec)
         client.send({"type": "system:hello", "payload": {"session": session}})
         return client, client.receive_until("system:welcome")["payload"]
 
@@ -215,3 +215,19 @@ def test_the_time_that_a_message_is_of_use_goes_along(nodes: list[Node]) -> None
     wait_until(lambda: monotonic() > over)
     again, welcome = nodes[1].connect(resuming(welcome))
     assert again.receive()["type"] == "told"
+
+
+@pytest.mark.parametrize("codecs", [("json", "msgpack"), ("msgpack", "json")], ids="-to-".join)
+def test_what_was_sent_to_it_in_another_codec_still_says_how_far_the_room_is(
+    nodes: list[Node], codecs: tuple[str, str]
+) -> None:
+    for node in nodes:
+        node.kernel.rooms.configure(ROOM, history=10, recover=True)
+    mover, welcome = nodes[0].connect(codec=codecs[0])
+    wait_until(lambda: nodes[1].kernel.presence.get(mover.id))
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    nodes[0].kernel.broadcast({"type": "news", "payload": 1}, ROOM)
+    sent = mover.receive()
+    again, _ = nodes[1].connect(resuming(welcome), codec=codecs[1])
+    assert sent["cursor"]
+    assert again.receive() == sent
