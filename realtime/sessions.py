@@ -291,7 +291,12 @@ class Sessions:
         outbox.park_at = outbox.limit  # nobody stalls for who cannot be hurried
         outbox.keeper = session.line = Line(session, None, outbox, client.wire)
         session.state = State.AWAY
-        session.deadline = monotonic() + hub.limits.session_grace
+        self._begin_grace(session)
+
+    def _begin_grace(self, session: Session) -> None:
+        """From now on its client has ``Limits.session_grace`` seconds to be back."""
+        self._away.pop(session, None)  # the last to begin is the last to expire
+        session.deadline = monotonic() + self._hub.limits.session_grace
         self._away[session] = None
         self._expiry.due(session.deadline)
 
@@ -344,7 +349,11 @@ class Sessions:
             _retire(old)
 
     def let_go(self, session: Session, outbox: Outbox) -> None:
-        """Another node has the session now; until the client is seen there, what is for it goes into ``outbox``."""
+        """Another node has the session now; until the client is seen there, what is for it goes into ``outbox``.
+
+        It is back: of its grace, which may have been about to end, only as much counts as it takes to be seen.
+        """
+        self._begin_grace(session)
         waiting, client = session.line.outbox, session.client
         session.line = Line(session, None, outbox, client.wire)
         client.outbox = outbox

@@ -231,3 +231,27 @@ def test_what_was_sent_to_it_in_another_codec_still_says_how_far_the_room_is(
     again, _ = nodes[1].connect(resuming(welcome), codec=codecs[1])
     assert sent["cursor"]
     assert again.receive() == sent
+
+
+def test_who_moves_at_the_end_of_its_grace_is_not_announced_as_gone(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[str] = []
+    for node in nodes:
+        node.kernel.on("client:disconnected", lambda message, context, toolkit: gone.append(context.id))
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: nodes[1].kernel.presence.get(mover.id))
+    appeared: list[tuple[str, str]] = []
+    arrived = nodes[0].local.client_appeared
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: appeared.append(seen))
+    sessions = nodes[0].kernel.hub.sessions
+    mover.kill()
+    wait_until(lambda: sessions.stats()["away"])
+    end_of_grace = monotonic() + nodes[0].kernel.limits.session_grace
+    nodes[1].connect(resuming(welcome))
+    wait_until(lambda: appeared)
+    sessions._expire(end_of_grace)  # before the old node has seen it at the new one
+    arrived(*appeared[0])
+    wait_until(lambda: mover.id not in nodes[0].kernel.hub.connections)
+    assert nodes[1].kernel.presence.get(mover.id)
+    assert mover.id not in gone
