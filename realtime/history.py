@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -21,8 +21,10 @@ from gevent.event import Event
 from realtime.cluster import Cluster
 from realtime.config import Limits
 from realtime.cursors import Position
-from realtime.errors import BadMessage, RealtimeError, TimedOut
-from realtime.message import CODECS, JSON, MSGPACK, Mark, Outbound, Stamped
+from realtime.errors import BadMessage, RealtimeError
+from realtime.history_holds import Holds
+from realtime.history_wire import Told, is_position, pack_told, read_told
+from realtime.message import JSON, MSGPACK, Mark, Outbound, Stamped
 from realtime.room_log import LOG_COST, Entry, RoomLog, Share
 from realtime.room_rules import RoomRule, RoomRules
 
@@ -76,7 +78,7 @@ class History:
         self._bytes = 0
         self._current: dict[str, Event | None] = {}
         """Rooms with members here; an Event while the others are being asked."""
-        self._held: dict[str, dict[str, _Held]] = {}
+        self.holds = Holds(limits)
         self._fetching: dict[str, gevent.Greenlet[..., None]] = {}
         self._running = False
         self._sweeper: gevent.Greenlet[..., None] | None = None
@@ -96,10 +98,7 @@ class History:
         gevent.killall(greenlets, timeout=1.0)
         self._logs.clear()
         self._current.clear()
-        for members in self._held.values():
-            for held in members.values():
-                held.over.set()
-        self._held.clear()
+        self.holds.clear()
         self._bytes = 0
 
     def stats(self) -> dict[str, int]:
@@ -169,7 +168,7 @@ class History:
         state = self._current.get(room, _UNKNOWN)
         if state is None:
             return
-        with self.held(room, client_id):
+        with self.holds.hold(room, client_id):
             if isinstance(state, Event):
                 state.wait(SYNC_TIMEOUT)
                 one.begins_with(client_id)
@@ -201,34 +200,6 @@ class History:
         """Tell whether everything that is sent to a room comes here."""
         return self._current.get(room, _UNKNOWN) is None
 
-    # Members who are not to get what is new yet ----------------------------------------------------------
-
-    def held(self, room: str, client_id: str, position: Position | None = None) -> _Hold:
-        """Return a context in which a member gets nothing of a room but what is replayed to it.
-
-        :param position: of the member, moved by who replays; None for one that is where the room is.
-        """
-        return _Hold(self._held, room, client_id, position)
-
-    def position_of(self, one: RoomLog, client_id: str) -> Position:
-        """Return how far a member is: where it is held, not as far as the room."""
-        held = self._held.get(one.room, _NOBODY).get(client_id)
-        return one.position if held is None or held.position is None else dict(held.position)
-
-    def wait_until_let_go(self, room: str, client_id: str) -> None:
-        """Park while somebody holds a member: until then it is not where the room is, ``Limits.ack_timeout`` at most.
-
-        :raises TimedOut: it takes longer.
-        """
-        held = self._held.get(room, _NOBODY).get(client_id)
-        if held is not None and not held.over.wait(self._limits.ack_timeout):
-            raise TimedOut(f"what client {client_id} missed of room {room!r} is still being sent to it")
-
-    def without_held(self, room: str, except_ids: Collection[str]) -> Collection[str]:
-        """Return whom to leave out."""
-        held = self._held.get(room)
-        return except_ids if held is None else {*except_ids, *held}
-
     # Messages ------------------------------------------------------------------------------------------
 
     def publish(self, room: str, message: Outbound, except_ids: Collection[str]) -> Addressed:
@@ -241,7 +212,7 @@ class History:
         """
         one = self.log_of(room)
         if one is None or message.volatile:
-            return message, except_ids if one is None else self.without_held(room, except_ids)
+            return message, except_ids if one is None else self.holds.without(room, except_ids)
         self._check(message)
         codec = MSGPACK if self._has_msgpack() else JSON
         body = message.encoded(codec)
@@ -249,7 +220,7 @@ class History:
         entry = Entry(one.origin, one.next_sequence(one.origin), now, codec.name, body, tuple(except_ids))
         message.mark = Mark(entry.origin, entry.sequence, now)
         self._add(one, entry, now)
-        return _stamped(one, message), self.without_held(room, except_ids)
+        return _stamped(one, message), self.holds.without(room, except_ids)
 
     def _add(self, one: RoomLog, entry: Entry, now: float) -> list[Entry]:
         before = one.bytes
@@ -297,7 +268,7 @@ class History:
                 self._fetch(room)
             return []
         if len(taken) == 1:
-            return [(_stamped(one, message), self.without_held(room, except_ids))]
+            return [(_stamped(one, message), self.holds.without(room, except_ids))]
         return self._deliveries(room, one, taken, before)
 
     def _deliveries(self, room: str, one: RoomLog, entries: Iterable[Entry], position: Position) -> list[Addressed]:
@@ -306,7 +277,7 @@ class History:
         for entry in entries:
             position[entry.origin] = entry.sequence
             outbound = kept_message(one, entry, position)
-            deliveries.append((outbound, self.without_held(room, entry.except_ids)))
+            deliveries.append((outbound, self.holds.without(room, entry.except_ids)))
         return deliveries
 
     # Other nodes ---------------------------------------------------------------------------------------
@@ -323,7 +294,7 @@ class History:
             answers = self._cluster().gather("history", question, SYNC_TIMEOUT)
             if self._logs.get(room) is not one:
                 return  # nobody is here any more, and it has expired meanwhile
-            told = [answer for answer in map(_read_told, answers) if answer is not None]
+            told = [answer for answer in map(read_told, answers) if answer is not None]
             self._merge(room, one, [answer.share for answer in told])
             for answer in told:
                 (unfinished.add if answer.share.more else unfinished.discard)(answer.node)
@@ -357,7 +328,7 @@ class History:
             one.meeting.update(origin for origin, _ in late)  # so that the rest is late as well
         if one.gaps > gaps and one.recover and self.is_current(room):
             self._counters["history_lost"] += 1
-            self._lost(room, self._held.get(room, ()))
+            self._lost(room, self.holds.members(room))
         deliveries = zip(taken, self._deliveries(room, one, taken, before), strict=True)
         self._deliver(room, [new for entry, new in deliveries if (entry.origin, entry.sequence) not in late])
 
@@ -395,34 +366,22 @@ class History:
     def share(self, arguments: Mapping[str, Any]) -> Any:
         """Answer another node's question for what it lacks. Raises BadMessage."""
         room, position = arguments.get("room"), arguments.get("position")
-        if not isinstance(room, str) or not _is_position(position):
+        if not isinstance(room, str) or not is_position(position):
             raise BadMessage("a question for history without room and position")
         one = self._logs.get(room)
         if one is None:
             return None
         assert position is not None
         share = one.share(position, SHARED_BYTES, time.time())
-        return {
-            "entries": [list(_fields(entry)) for entry in share.entries],
-            "position": share.position,
-            "more": share.more,
-            "node": self._cluster().node_id,
-            "names": list(one.names),
-            "doubts": one.doubts,
-            "current": self.is_current(room),
-        }
-
-
-class _Told(NamedTuple):
-    """What another node tells of a room."""
-
-    share: Share
-    node: str
-    names: Collection[str]
-    """The origins that are that node."""
-    doubts: Mapping[str, str]
-    current: bool
-    """It has got everything that was sent to the room for as long as it says so."""
+        return pack_told(
+            Told(
+                share,
+                self._cluster().node_id,
+                names=one.names,
+                doubts=one.doubts,
+                current=self.is_current(room),
+            )
+        )
 
 
 def kept_message(one: RoomLog, entry: Entry, position: Position) -> Outbound:
@@ -435,74 +394,4 @@ def _stamped(one: RoomLog, message: Outbound) -> Outbound:
     return Stamped(message, one.cursor) if one.recover else message
 
 
-class _Held:
-    """A member that is held: by how many, where it is, and the end of it."""
-
-    __slots__ = ("holders", "over", "position")
-
-    def __init__(self) -> None:
-        self.holders = 0
-        self.over = Event()
-        self.position: Position | None = None
-
-
-class _Hold:
-    """Several may hold one member at once."""
-
-    __slots__ = ("_client_id", "_held", "_position", "_room")
-
-    def __init__(
-        self, held: dict[str, dict[str, _Held]], room: str, client_id: str, position: Position | None
-    ) -> None:
-        self._held = held
-        self._position = position
-        self._room = room
-        self._client_id = client_id
-
-    def __enter__(self) -> None:
-        members = self._held.setdefault(self._room, {})
-        held = members.setdefault(self._client_id, _Held())
-        held.holders += 1
-        held.position = self._position if held.position is None else held.position
-
-    def __exit__(self, *_: object) -> None:
-        members = self._held.get(self._room)
-        if members is None or self._client_id not in members:  # it was stopped meanwhile
-            return
-        held = members[self._client_id]
-        held.holders -= 1
-        if not held.holders:
-            held.over.set()
-            del members[self._client_id]
-            if not members:
-                del self._held[self._room]
-
-
 _UNKNOWN = object()
-_NOBODY: Mapping[str, _Held] = {}
-
-
-def _fields(entry: Entry) -> tuple[Any, ...]:
-    return entry.origin, entry.sequence, entry.at, entry.codec, entry.body, list(entry.except_ids)
-
-
-def _is_position(value: object) -> bool:
-    return isinstance(value, dict) and all(type(key) is str and type(item) is int for key, item in value.items())
-
-
-def _read_told(answer: Any) -> _Told | None:
-    """Return what another node tells; None if it has nothing, or said what makes no sense."""
-    if not isinstance(answer, dict) or not _is_position(answer.get("position")):
-        return None
-    try:
-        entries = [
-            Entry(str(origin), int(sequence), float(at), str(codec), bytes(body), tuple(map(str, except_ids)))
-            for origin, sequence, at, codec, body, except_ids in answer["entries"]
-        ]
-        node, names, doubts = str(answer["node"]), [*map(str, answer["names"])], dict(answer["doubts"])
-    except (KeyError, TypeError, ValueError):
-        log.warning("a node shares a history that cannot be read")
-        return None
-    entries = [entry for entry in entries if entry.codec in CODECS]
-    share = Share(entries, answer["position"], more=answer.get("more") is True and bool(entries))
-    return _Told(share, node, names, doubts, current=answer.get("current") is True)

@@ -77,7 +77,7 @@ class Replay:
 
         :raises TimedOut: that takes too long.
         """
-        self._history.wait_until_let_go(room, client_id)
+        self._history.holds.wait_until_let_go(room, client_id)
         return self.cursor(room)
 
     def cursor(self, room: str) -> str | None:
@@ -100,7 +100,7 @@ class Replay:
             joined = rooms.join(room, connection.id, presence=presence)
             return Recovery(False, "the room is not recoverable", joined=joined)
         position = read_cursor(one.tag, since)
-        history.wait_until_let_go(room, connection.id)
+        history.holds.wait_until_let_go(room, connection.id)
         if rooms.contains_here(room, connection.id):
             return self._stay(connection, one, position)
         if position is None:
@@ -120,7 +120,7 @@ class Replay:
                 entries = missed.entries[:left]
                 left -= len(entries)
                 sent += self._send(connection, one, entries, position)
-            with history.held(room, connection.id, position):
+            with history.holds.hold(room, connection.id, position):
                 self._check_is_here(connection)
                 joined = rooms.join(room, connection.id, presence=presence)
                 recovery = self._catch_up(connection, room, position, joined)

@@ -144,7 +144,7 @@ class Arrivals:
             client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
         self._sessions.departures.is_coming_home(client.id)
         positions: dict[str, Position] = state["positions"]
-        held = {room: hub.history.held(room, client.id, position) for room, position in positions.items()}
+        held = {room: hub.history.holds.hold(room, client.id, position) for room, position in positions.items()}
         for hold in held.values():
             hold.__enter__()
         hub.adopt(client, state["rooms"])

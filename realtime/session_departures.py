@@ -187,7 +187,9 @@ class Departures:
             "connected_at": client.connected_at,
             "rooms": rooms,
             "watched": hub.live_presence.watched_by(client.id),
-            "positions": {room: hub.history.position_of(one, client.id) for room, one in logs.items()},
+            "positions": {
+                room: hub.history.holds.position(room, client.id, one.position) for room, one in logs.items()
+            },
             "codec": wire.codec.name,
             "first": ring.first,
             "bodies": [wire.unfinish(frame) for frame in ring.frames],

@@ -50,6 +50,7 @@ def remembered(kernel: RealtimeKernel) -> dict[str, int]:
         "presence": hub.presence,
         "live presence": hub.live_presence,
         "history": hub.history,
+        "holds": hub.history.holds,
         "sessions": hub.sessions,
         "arrivals": hub.sessions.arrivals,
         "departures": hub.sessions.departures,

@@ -190,7 +190,7 @@ def test_who_goes_in_the_middle_of_a_replay_leaves_nothing_behind(
     lazy.kill()
     kernel_test.settle()
     assert lazy.id not in kernel.rooms.members("chat:tea")
-    assert kernel.hub.history._held == {}
+    assert kernel.hub.history.holds._held == {}
 
 
 def test_who_was_put_into_the_room_before_it_could_say_how_far_it_was_is_told_so(

@@ -42,6 +42,8 @@ LAYERS = [
         "expiry",
         "flusher",
         "history",
+        "history_holds",
+        "history_wire",
         "hub",
         "inboxes",
         "kernel",
