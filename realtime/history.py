@@ -288,7 +288,7 @@ class History:
         if one is None:
             return
         was_current = self.is_current(room)
-        unfinished: set[str] = set()
+        unfinished: dict[str, Collection[str]] = {}  # nodes that have more, and the origins that they told of
         for _ in range(MOST_PARTS):
             question = {"room": room, "position": one.position}
             answers = self._cluster().gather("history", question, SYNC_TIMEOUT)
@@ -297,11 +297,16 @@ class History:
             told = [answer for answer in map(read_told, answers) if answer is not None]
             self._merge(room, one, [answer.share for answer in told])
             for answer in told:
-                (unfinished.add if answer.share.more else unfinished.discard)(answer.node)
+                unfinished.pop(answer.node, None)
+                if answer.share.more:
+                    unfinished[answer.node] = answer.share.position.keys()
             if not any(answer.share.more for answer in told):
                 break
-        if unfinished.isdisjoint(self._cluster().node_ids()):
+        owed = [origins for node, origins in unfinished.items() if node in self._cluster().node_ids()]
+        if not owed:
             one.meeting.clear()
+        elif not was_current:
+            one.meeting.update(*owed)
         owners = {name: answer.node for answer in told for name in answer.names}
         one.answered(owners)
         if not was_current:  # else all that was sent has come here, whoever is still there
@@ -324,8 +329,9 @@ class History:
             self._evict()
         late = self._before_members_came(room, one, taken, before, early)
         one.met(origin for origin, _ in late)
-        if any(share.more for share in shares):
-            one.meeting.update(origin for origin, _ in late)  # so that the rest is late as well
+        if self.is_current(room) and any(share.more for share in shares):
+            # so that the rest is late as well, also of those of whom the first part has told the names alone
+            one.meeting.update(origin for origin in one.position if origin not in before)
         if one.gaps > gaps and one.recover and self.is_current(room):
             self._counters["history_lost"] += 1
             self._lost(room, self.holds.members(room))

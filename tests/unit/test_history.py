@@ -667,12 +667,31 @@ def test_what_was_said_elsewhere_before_they_came_goes_to_no_member_also_where_i
     past = time.time() - 50
     last = shared(5, latest=6, at=past)
     last["entries"] += shared(6)["entries"]
-    parts = iter([shared(1, 2, at=past, more=True), shared(3, 4, at=past, more=True), last])
+    first, second = shared(1, 2, at=past, more=True), shared(3, 4, at=past, more=True)
+    first["position"]["89abcdef"] = second["position"]["89abcdef"] = 0  # another origin, whose messages come last
+    last["entries"] += shared(1, 2, origin="89abcdef", at=past)["entries"]
+    last["position"]["89abcdef"] = 2
+    parts = iter([first, second, last])
     others.next = lambda: next(parts)
     assert arrive(kernel, 7) == 0
     assert heard(ada, 2) == [6, 7]
+    assert arrive(kernel, 8) == 1
+    assert heard(ada, 1) == [8]
     page = ada.call("system:history", room="chat:tea")
-    assert [message["payload"] for message in page["messages"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert sorted(message["payload"] for message in page["messages"]) == [1, 1, 2, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_what_one_fetching_did_not_get_to_the_end_of_goes_to_no_member_either(
+    kernel: RealtimeKernel, kernel_test: KernelTest, others: OtherNodes
+) -> None:
+    past = time.time() - 50
+    others.node_ids = lambda: ["other"]  # type: ignore[method-assign]
+    answers = iter([shared(1, 2, at=past, more=True), None, shared(3, at=past)])  # it is late with the second part
+    others.next = lambda: next(answers)
+    ada = kernel_test.connect()
+    join(ada)
+    assert arrive(kernel, 4) == 0
+    assert heard(ada, 1) == [4]
 
 
 def test_who_joins_between_two_parts_of_what_was_said_before_is_sent_all_that_it_missed(
