@@ -255,3 +255,41 @@ def test_who_moves_at_the_end_of_its_grace_is_not_announced_as_gone(
     wait_until(lambda: mover.id not in nodes[0].kernel.hub.connections)
     assert nodes[1].kernel.presence.get(mover.id)
     assert mover.id not in gone
+
+
+@pytest.mark.parametrize("is_current", [True, False], ids=["which is far ahead", "which is far behind"])
+def test_who_goes_on_before_its_node_has_sent_what_it_missed_gets_it_once_at_the_next(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, is_current: bool
+) -> None:
+    """Its place in a room that keeps its history is its own then, and not that of the node it was at meanwhile."""
+    for node in nodes:
+        node.kernel.rooms.configure(ROOM, history=100, recover=True)
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    if is_current:
+        other, _ = nodes[1].connect()
+        nodes[1].kernel.rooms.join(ROOM, other.id)
+    wait_until(lambda: all(mover.id in node.kernel.rooms.members(ROOM) for node in nodes))
+    nodes[2].kernel.broadcast({"type": "said", "payload": 0}, ROOM)
+    assert mover.receive()["payload"] == 0
+    middle = nodes[1].kernel.hub.history
+    enter, may_go_on = middle.entered, Event()
+
+    def enter_late(room: str, client_id: str) -> None:
+        may_go_on.wait(PATIENCE)
+        enter(room, client_id)
+
+    monkeypatch.setattr(middle, "entered", enter_late)
+    _, welcome = nodes[1].connect({"token": welcome["session"]["token"], "received": 1})
+    wait_until(lambda: mover.id not in nodes[0].kernel.hub.connections)
+    nodes[2].kernel.broadcast({"type": "said", "payload": 1}, ROOM)
+    if is_current:
+        assert other.receive_until("said")["payload"] == 0
+        assert other.receive_until("said")["payload"] == 1
+    again, welcome = nodes[2].connect({"token": welcome["session"]["token"], "received": 1})
+    assert (welcome["id"], welcome["session"]["resumed"]) == (mover.id, True)
+    assert again.receive()["payload"] == 1
+    may_go_on.set()
+    wait_until(lambda: mover.id not in nodes[1].kernel.hub.connections and not middle.holds._held)
+    nodes[0].kernel.broadcast({"type": "said", "payload": 2}, ROOM)
+    assert again.receive()["payload"] == 2
