@@ -28,7 +28,7 @@ from realtime.codes import ErrorCode
 from realtime.connection import Connection
 from realtime.conversation import moved
 from realtime.delivery import Perishable
-from realtime.errors import BadMessage, CallFailed, ConnectionClosed, RealtimeError
+from realtime.errors import BadMessage, CallFailed, ConnectionClosed, MessageTooBig, RealtimeError
 from realtime.message import MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
 from realtime.session_wire import Refusal
@@ -95,6 +95,7 @@ class _Moving(NamedTuple):
     """A client that was handed over to a node, and is not seen there yet."""
 
     session: Session
+    node: str
     rooms: frozenset[str]
     """All it was in."""
     rooms_left: frozenset[str]
@@ -217,7 +218,7 @@ class Departures:
         self._sessions.let_go(session, outbox)
         for room in logs:  # the new node replays these by itself
             hub.rooms.release(room, client.id)
-        self._moving[client.id] = _Moving(session, frozenset(rooms), frozenset(hub.rooms.rooms_for(client.id)))
+        self._moving[client.id] = _Moving(session, node, frozenset(rooms), frozenset(hub.rooms.rooms_for(client.id)))
         hub.counters["sessions_moved_out"] += 1
         return state
 
@@ -333,14 +334,21 @@ class Departures:
     # What still comes to the old node ------------------------------------------------------------------------
 
     def relay(self, client_id: str, node: str, message: Outbound) -> None:
-        """Send what is for a client that has moved to where it is now."""
-        hub = self._hub
-        back = hub.connections.get(client_id)
-        if back is not None and not back.departed:  # it came home, and a handler that it had left behind goes on
-            hub.put(back, message)
-            return
+        """Send what is for a client that has moved to ``node`` to where it is now."""
+        hub, moving = self._hub, self._moving.get(client_id)
         hub.counters["sessions_forwarded"] += 1
-        hub.cluster.forward(hub.cluster.home(client_id) or node, client_id, message)
+        if moving is not None:  # where the cluster sees it until it is seen there is where it came from
+            hub.cluster.forward(moving.node, client_id, message)
+        elif client_id in hub.connections:  # it is home again
+            self._put(hub.connections[client_id], message)
+        else:
+            hub.cluster.forward(hub.cluster.home(client_id) or node, client_id, message)
+
+    def _put(self, client: Connection, message: Outbound) -> None:
+        try:
+            self._hub.put(client, message)
+        except (BadMessage, MessageTooBig) as error:
+            self._hub.undeliverable(error)
 
     def forward(self, client_id: str, message: Outbound) -> bool:
         """Another node sends to a client that has moved; False if it has not."""

@@ -293,3 +293,55 @@ def test_who_goes_on_before_its_node_has_sent_what_it_missed_gets_it_once_at_the
     wait_until(lambda: mover.id not in nodes[1].kernel.hub.connections and not middle.holds._held)
     nodes[0].kernel.broadcast({"type": "said", "payload": 2}, ROOM)
     assert again.receive()["payload"] == 2
+
+
+def test_what_is_for_who_goes_on_at_once_is_not_sent_back_to_where_it_came_from(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the cluster it is still at the node before, which has kept it for those who do not know it yet."""
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    late = Event()
+    monkeypatch.setitem(nodes[2].local._own_operations, "aware", lambda arguments: late.wait(PATIENCE))
+    _, welcome = nodes[1].connect(resuming(welcome))
+    wait_until(lambda: mover.id not in nodes[0].kernel.hub.connections)
+    between = nodes[1].kernel.hub.sessions.departures
+    part_with = between._part_with
+
+    def publish_after(*arguments: Any) -> Any:
+        state = part_with(*arguments)
+        assert nodes[1].kernel.hub.cluster.home(mover.id) == "node-0"
+        nodes[1].kernel.broadcast({"type": "news"}, ROOM)
+        nodes[1].kernel.send(mover.id, {"type": "told"})
+        return state
+
+    monkeypatch.setattr(between, "_part_with", publish_after)
+    again, _ = nodes[2].connect(resuming(welcome))
+    assert [again.receive()["type"] for _ in range(2)] == ["news", "told"]
+    assert not nodes[0].kernel.stats()["counters"].get("sessions_forwarded")
+    late.set()
+    wait_until(lambda: nodes[2].kernel.hub.cluster.home(mover.id) is None)
+
+
+def test_a_handler_left_behind_reaches_its_client_that_has_come_home(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.session_departures.HANDLERS_FINISH", 0.0)
+    may_reply = Event()
+
+    @nodes[0].kernel.on("think")
+    def think(message: Message, context: Context, toolkit: Toolkit) -> None:
+        may_reply.wait(PATIENCE)
+        toolkit.reply({"type": "thought"})
+
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: all(node.kernel.presence.get(mover.id) for node in nodes))
+    mover.send({"type": "think"})
+    _, welcome = nodes[1].connect(resuming(welcome))
+    wait_until(lambda: all(node.kernel.hub.cluster.home(mover.id) in (None, "node-1") for node in nodes))
+    again, welcome = nodes[0].connect(resuming(welcome))
+    assert (welcome["id"], welcome["session"]["resumed"]) == (mover.id, True)
+    wait_until(lambda: nodes[0].kernel.hub.cluster.home(mover.id) is None)
+    may_reply.set()
+    assert again.receive()["type"] == "thought"
