@@ -16,6 +16,7 @@ from gevent.event import AsyncResult
 
 from realtime.codes import CloseCode
 from realtime.connection import Connection
+from realtime.conversation import Answer
 from realtime.cursors import Position
 from realtime.delivery import Delivery
 from realtime.errors import BadMessage, CallFailed, RealtimeError
@@ -141,7 +142,7 @@ class Arrivals:
         client.connected_at = state["connected_at"]
         client.answers = state["answers"]
         if state["calls"]:
-            client.calls = {ack_: self._forwarding(state["node"], client.id, ack_) for ack_ in state["calls"]}
+            client.calls = {ack_: self._waiting(state["node"], client.id, ack_) for ack_ in state["calls"]}
         self._sessions.departures.is_coming_home(client.id)
         positions: dict[str, Position] = state["positions"]
         held = {room: hub.history.holds.hold(room, client.id, position) for room, position in positions.items()}
@@ -176,6 +177,10 @@ class Arrivals:
             hold.__exit__(None, None, None)
 
     # Answers to calls of handlers that are left at the old node -------------------------------------------------
+
+    def _waiting(self, node: str, client_id: str, ack: int) -> Answer:
+        """Return where an answer goes: to who asked, if that is here, else the way back that the client has come."""
+        return self._sessions.departures.open_call(client_id, ack) or self._forwarding(node, client_id, ack)
 
     def _forwarding(self, node: str, client_id: str, ack: int) -> AsyncResult[Any]:
         answer: AsyncResult[Any] = AsyncResult()

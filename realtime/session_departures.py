@@ -26,7 +26,7 @@ import msgspec
 
 from realtime.codes import ErrorCode
 from realtime.connection import Connection
-from realtime.conversation import moved
+from realtime.conversation import Answer, moved
 from realtime.delivery import Perishable
 from realtime.errors import BadMessage, CallFailed, ConnectionClosed, MessageTooBig, RealtimeError
 from realtime.message import MSGPACK, Outbound, Wire
@@ -209,6 +209,7 @@ class Departures:
         for token in session.tokens:
             self._went[token] = node, now + hub.limits.session_grace
         if client.calls:
+            self._departed.pop(client.id, None)  # the last to begin is the last to expire
             self._departed[client.id] = client, now + hub.limits.session_grace
         for waiter in client.waiters or ():
             waiter.result.set_exception(moved())
@@ -223,9 +224,13 @@ class Departures:
         return state
 
     def _forget_old(self, now: float) -> None:
-        for memory in (self._went, self._departed):
-            while memory and next(iter(memory.values()))[1] < now:  # the first is the first to expire
-                del memory[next(iter(memory))]
+        """Forget what has expired, in each memory the first first."""
+        while self._went and next(iter(self._went.values()))[1] < now:
+            del self._went[next(iter(self._went))]
+        while self._departed and next(iter(self._departed.values()))[1] < now:
+            client, _ = self._departed.pop(next(iter(self._departed)))
+            if client.calls:  # a handler waits for longer
+                self._departed[client.id] = client, now + self._hub.limits.session_grace
 
     def removed(self, client_id: str) -> None:
         """A client is gone, though another node should have it: it was not seen there in time."""
@@ -376,6 +381,11 @@ class Departures:
             for client_id, late in self._late.items()
             if (room in late.rooms or room in late.kept) and client_id not in except_ids
         ]
+
+    def open_call(self, client_id: str, ack: int) -> Answer | None:
+        """Return what waits here for an answer of a client that has moved, or was here on its way; None if nothing."""
+        client, _ = self._departed.get(client_id, (None, 0.0))
+        return client.calls.get(ack) if client is not None and client.calls else None
 
     def take_answer(self, arguments: Mapping[str, Any]) -> bool:
         """A client that has moved has answered a call of a handler here; False if none waits any more."""

@@ -345,3 +345,34 @@ def test_a_handler_left_behind_reaches_its_client_that_has_come_home(
     wait_until(lambda: nodes[0].kernel.hub.cluster.home(mover.id) is None)
     may_reply.set()
     assert again.receive()["type"] == "thought"
+
+
+@pytest.mark.parametrize("way", [[1, 0], [1, 0, 1], [1, 2, 0, 1, 2], [1, 2, 1, 2]], ids=str)
+def test_a_call_outlives_any_way_that_its_client_takes(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, way: list[int]
+) -> None:
+    monkeypatch.setattr("realtime.session_departures.HANDLERS_FINISH", 0.0)
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: all(node.kernel.presence.get(mover.id) for node in nodes))
+    call = gevent.spawn(nodes[0].kernel.call, mover.id, {"type": "who"}, timeout=PATIENCE)
+    question = mover.receive_until("who")
+    for place in way:
+        again, welcome = nodes[place].connect({"token": welcome["session"]["token"], "received": 1})
+        assert (welcome["id"], welcome["session"]["resumed"]) == (mover.id, True)
+        wait_until(lambda: nodes[place].kernel.hub.cluster.home(mover.id) is None)  # noqa: B023  # at once
+    again.answer(question, "me")
+    assert call.get(timeout=PATIENCE) == "me"
+
+
+def test_a_call_waits_for_longer_than_what_was_handed_over_is_remembered(nodes: list[Node]) -> None:
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: nodes[1].kernel.presence.get(mover.id))
+    call = gevent.spawn(nodes[0].kernel.call, mover.id, {"type": "who"}, timeout=PATIENCE)
+    question = mover.receive_until("who")
+    again, _ = nodes[1].connect({"token": welcome["session"]["token"], "received": 1})
+    departures = nodes[0].kernel.hub.sessions.departures
+    departures._forget_old(monotonic() + 2 * nodes[0].kernel.limits.session_grace)
+    again.answer(question, "me")
+    assert call.get(timeout=PATIENCE) == "me"
+    departures._forget_old(monotonic() + 4 * nodes[0].kernel.limits.session_grace)
+    assert not departures._departed
