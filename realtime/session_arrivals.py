@@ -37,7 +37,11 @@ MOST_HOPS = 4  # moves of one session that a token may be behind
 
 
 def _frames(state: dict[str, Any], wire: Wire) -> list[bytes]:
-    """Return what was sent to a client of another node, and may not have arrived, as frames of a wire."""
+    """Return what was sent to a client of another node, and may not have arrived, as frames of a wire.
+
+    :raises BadMessage: the other codec cannot carry what is in it.
+    :raises KeyError: it was encoded in a codec that is not known here.
+    """
     codec = CODECS[state["codec"]].name
     now = time.monotonic()
     frames = []
@@ -131,6 +135,12 @@ class Arrivals:
         hub = self._hub
         assert wish.token is not None
         wire = connection.wire
+        try:
+            frames = _frames(state, wire)
+        except (BadMessage, KeyError) as error:  # before anything is done: nobody may have half of a client
+            log.warning("what was kept for client %s cannot be sent as %s: %s", state["id"], wire.codec.name, error)
+            self._refuse(connection, ack, Refusal.CODEC)
+            return
         client = _MovedClient(
             wire=wire,
             identity=connection.identity,
@@ -149,7 +159,7 @@ class Arrivals:
         for hold in held.values():
             hold.__enter__()
         hub.adopt(client, state["rooms"])
-        session = self._sessions.restore(client, _frames(state, wire), state["first"], state["received"], wish.token)
+        session = self._sessions.restore(client, frames, state["first"], state["received"], wish.token)
         hub.counters["sessions_moved_in"] += 1
         has_left = connection.closed and connection.end_code not in UNCLEAN
         if not connection.closed:

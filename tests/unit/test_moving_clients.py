@@ -376,3 +376,24 @@ def test_a_call_waits_for_longer_than_what_was_handed_over_is_remembered(nodes: 
     assert call.get(timeout=PATIENCE) == "me"
     departures._forget_old(monotonic() + 4 * nodes[0].kernel.limits.session_grace)
     assert not departures._departed
+
+
+def test_who_cannot_be_sent_what_was_kept_for_it_begins_anew(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is left of it: whoever were here without an outbox would end every broadcast to all."""
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: nodes[1].kernel.presence.get(mover.id))
+    nodes[0].kernel.send(mover.id, {"type": "told"})
+    part_with = nodes[0].kernel.hub.sessions.departures._part_with
+    monkeypatch.setattr(
+        nodes[0].kernel.hub.sessions.departures,
+        "_part_with",
+        lambda *arguments: {**part_with(*arguments), "codec": "of one's own"},
+    )
+    again, welcome = nodes[1].connect(resuming(welcome))
+    assert welcome["session"]["reason"] == "cannot be continued in this codec"
+    assert again.id in nodes[1].kernel.hub.connections
+    assert mover.id not in nodes[1].kernel.hub.connections
+    nodes[1].kernel.broadcast({"type": "news"})
+    assert again.receive()["type"] == "news"
