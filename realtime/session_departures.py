@@ -205,7 +205,7 @@ class Departures:
             log.warning("client %s cannot move to node %s: %s", client.id, node, error)
             return {"refused": Refusal.IDENTITY.name}
         now = time.monotonic()
-        self._forget_old(now)
+        self.forget_old(now)
         for token in session.tokens:
             self._went[token] = node, now + hub.limits.session_grace
         if client.calls:
@@ -223,14 +223,16 @@ class Departures:
         hub.counters["sessions_moved_out"] += 1
         return state
 
-    def _forget_old(self, now: float) -> None:
-        """Forget what has expired, in each memory the first first."""
+    def forget_old(self, now: float) -> float | None:
+        """Forget what has expired, in each memory the first first; return when more does."""
         while self._went and next(iter(self._went.values()))[1] < now:
             del self._went[next(iter(self._went))]
         while self._departed and next(iter(self._departed.values()))[1] < now:
             client, _ = self._departed.pop(next(iter(self._departed)))
             if client.calls:  # a handler waits for longer
                 self._departed[client.id] = client, now + self._hub.limits.session_grace
+        firsts = [next(iter(memory.values()))[1] for memory in (self._went, self._departed) if memory]
+        return min(firsts, default=None)
 
     def removed(self, client_id: str) -> None:
         """A client is gone, though another node should have it: it was not seen there in time."""

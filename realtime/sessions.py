@@ -305,7 +305,10 @@ class Sessions:
         self._hub.remove(session.client, reason, code=code)
 
     def _expire(self, now: float) -> float | None:
-        """End the sessions of those who did not come back in time; return when the next one ends. Switches."""
+        """End the sessions of those who did not come back in time; return when the next one ends. Switches.
+
+        So is forgotten where those went who did not stay.
+        """
         for number, session in enumerate(list(self._away), 1):
             if session not in self._away:
                 continue  # it is back, while others had their turn
@@ -316,7 +319,8 @@ class Sessions:
             if number % AT_ONCE == 0:
                 gevent.sleep(0)
         first = next(iter(self._away), None)
-        return None if first is None else first.deadline
+        due = [self.departures.forget_old(now), None if first is None else first.deadline]
+        return min((moment for moment in due if moment is not None), default=None)
 
     def close(self, session: Session, code: int, reason: str) -> None:
         """End a session, and the connection that carries it."""

@@ -371,10 +371,10 @@ def test_a_call_waits_for_longer_than_what_was_handed_over_is_remembered(nodes: 
     question = mover.receive_until("who")
     again, _ = nodes[1].connect({"token": welcome["session"]["token"], "received": 1})
     departures = nodes[0].kernel.hub.sessions.departures
-    departures._forget_old(monotonic() + 2 * nodes[0].kernel.limits.session_grace)
+    departures.forget_old(monotonic() + 2 * nodes[0].kernel.limits.session_grace)
     again.answer(question, "me")
     assert call.get(timeout=PATIENCE) == "me"
-    departures._forget_old(monotonic() + 4 * nodes[0].kernel.limits.session_grace)
+    departures.forget_old(monotonic() + 4 * nodes[0].kernel.limits.session_grace)
     assert not departures._departed
 
 
@@ -397,3 +397,19 @@ def test_who_cannot_be_sent_what_was_kept_for_it_begins_anew(
     assert mover.id not in nodes[1].kernel.hub.connections
     nodes[1].kernel.broadcast({"type": "news"})
     assert again.receive()["type"] == "news"
+
+
+def test_where_clients_went_is_forgotten_by_itself(nodes: list[Node]) -> None:
+    sessions = nodes[0].kernel.hub.sessions
+    moved = monotonic()
+    for _ in range(3):
+        mover, welcome = nodes[0].connect()
+        wait_until(lambda: nodes[1].kernel.presence.get(mover.id))  # noqa: B023  # at once
+        nodes[1].connect(resuming(welcome))
+        wait_until(lambda: mover.id not in nodes[0].kernel.hub.connections)  # noqa: B023
+    grace = nodes[0].kernel.limits.session_grace
+    due = sessions._expire(monotonic())
+    assert due is not None
+    assert moved <= due - grace <= monotonic()
+    assert sessions._expire(monotonic() + grace) is None
+    assert not sessions.departures._went
