@@ -405,7 +405,12 @@ class Client:
 
     def _new_session(self) -> Session:
         return Session(
-            self._settings, self._handlers, self._stats, on_open=self._opened, on_message=self._hear
+            self._settings,
+            self._handlers,
+            self._stats,
+            on_open=self._opened,
+            on_message=self._hear,
+            on_wait=self._rooms.ask_in_time,
         )
 
     def _hear(self, message: ClientMessage) -> None:
@@ -419,8 +424,11 @@ class Client:
         self._rooms.rejoin()
         self.presence.repeat()
 
-    def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
-        self._session.ask_again(call, self._request(type, payload, room))
+    def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> str:
+        return self._session.ask_again(call, self._request(type, payload, room))
+
+    def _forget(self, ack: str) -> None:
+        self._session.calls.forget(ack)
 
     def _tell(self, type: str, payload: dict[str, Any]) -> None:
         self._session.inbox.tell(ClientMessage(type, payload))

@@ -87,13 +87,15 @@ class Outgoing:
             raise TimedOut(f"the server took nothing for {timeout:g} s")
         self._reply(source, data)
 
-    def ask_again(self, call: Pending, make: Callable[[str], bytes]) -> None:
-        """In the thread that reads: ask without waiting."""
-        data = make(self.calls.add(call))
+    def ask_again(self, call: Pending, make: Callable[[str], bytes]) -> str:
+        """In the thread that reads: ask without waiting; return the id of the question."""
+        ack = self.calls.add(call)
+        data = make(ack)
         with self._lock:
             self._continuity.sending(data)
             if self._put(data):
                 self._stats["sent"] += 1
+        return ack
 
     def check_size(self, data: bytes) -> None:
         """A server ends the connection, for good, over a message that is too large for it."""

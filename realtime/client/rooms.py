@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 from realtime.client.calls import Overtaken, Pending, Question, Repetition
 from realtime.client.wire import ClientMessage
+from realtime.codes import ErrorCode
 from realtime.errors import CallFailed, ConnectionClosed, RealtimeError, TimedOut
 
 __all__ = ["Asking", "ClientRooms"]
 
 CURSORS = 10_000  # rooms in which it is remembered how far we are
+
 
 class Asking(Protocol):
     """A client, for what asks the server by it."""
@@ -23,8 +25,11 @@ class Asking(Protocol):
     ) -> Any:
         """Ask and wait. Raises Overtaken if the question may not go."""
 
-    def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> None:
-        """Ask in the thread that reads, without waiting."""
+    def _ask_again(self, call: Pending, type: str, payload: Any = None, *, room: str | None = None) -> str:
+        """Ask in the thread that reads, without waiting; return the id of the question."""
+
+    def _forget(self, ack: str) -> None:
+        """Whatever the answer to that question is, nobody wants it any more."""
 
     def _tell(self, type: str, payload: dict[str, Any]) -> None:
         """Tell handlers."""
@@ -42,6 +47,8 @@ class _Place:
         """Whether we asked to be told who is there; None: as the server likes."""
         self.replayed = 0
         """Messages, in coming back."""
+        self.asked = ("", 0.0)
+        """The question that asks to be let in again, and when it was asked."""
         self.settled = threading.Event()
         """Not set while coming back."""
         self.settled.set()
@@ -66,6 +73,7 @@ class ClientRooms:
         self._on_left = on_left
         self._places: dict[str, _Place] = {}
         self._cursors: dict[str, _Reached] = {}
+        self._returning: dict[str, _Place] = {}  # those not settled: of the thread that reads alone
 
     def names(self) -> Collection[str]:
         """Return which rooms these are."""
@@ -171,9 +179,36 @@ class ClientRooms:
                 place.settled.clear()
                 self._come_back(room, place, self.cursor(room))
 
+    def ask_in_time(self, now: float, opened_at: float) -> float | None:
+        """Ask once more where no answer has come in time, in the thread that reads.
+
+        :param opened_at: when this connection was welcomed: before, no answer could come.
+        :returns: the seconds until to look again; None if there is nothing to look for.
+        """
+        if not self._returning:
+            return None
+        timeout = self._client._seconds(None)
+        for room, place in list(self._returning.items()):
+            ack, asked_at = place.asked
+            if self._places.get(room) is not place:
+                del self._returning[room]
+            elif now - max(asked_at, opened_at) >= timeout:
+                self._client._forget(ack)
+                self._come_back(room, place, self.cursor(room))
+        asked = [max(place.asked[1], opened_at) for place in self._returning.values()]
+        return max(0.0, min(asked) + timeout - now) if asked else None
+
     def _come_back(self, room: str, place: _Place, since: str | None) -> None:
         payload = _wish(since, place.presence)
-        self._client._ask_again(self._again(room, place), "system:join", payload, room=room)
+        self._returning[room] = place
+        ack = self._client._ask_again(self._again(room, place), "system:join", payload, room=room)
+        place.asked = (ack, time.monotonic())
+
+    def _settle(self, room: str, place: _Place) -> None:
+        """There is no question under way any more."""
+        if self._returning.get(room) is place:
+            del self._returning[room]
+        place.settled.set()
 
     def _again(self, room: str, place: _Place) -> Repetition:
         heard = self._heard(room)
@@ -188,14 +223,18 @@ class ClientRooms:
                     self._come_back(room, place, result.get("cursor"))
                     return
                 self._client._tell("client:recovered", _news(room, result, place.replayed))
-            place.settled.set()
+            self._settle(room, place)
 
         def failed(error: RealtimeError) -> None:
-            place.settled.set()
-            if isinstance(error, ConnectionClosed) or self._places.get(room) is not place:
+            code = error.code if isinstance(error, CallFailed) else "rejected"
+            is_ours = self._places.get(room) is place
+            if code == ErrorCode.TIMEOUT and is_ours:
+                self._come_back(room, place, self.cursor(room))
+                return
+            self._settle(room, place)
+            if isinstance(error, ConnectionClosed) or not is_ours:
                 return  # the next connection tries again
             self._forget(room, place)
-            code = error.code if isinstance(error, CallFailed) else "rejected"
             message = error.message if isinstance(error, CallFailed) else str(error)
             self._client._tell("client:left", {"room": room, "code": code, "message": message})
 

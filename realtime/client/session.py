@@ -47,6 +47,8 @@ class Session(Outgoing):
     :param on_open: called by the thread that reads, after every welcome that resumes nothing, before anything else is
         sent.
     :param on_message: called by the thread that reads, for each message that is not an answer.
+    :param on_wait: called by that thread before each wait with the time, and when the connection was welcomed; returns
+        the seconds that it may wait, None for any time.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Session(Outgoing):
         *,
         on_open: Callable[[], None],
         on_message: Callable[[ClientMessage], None],
+        on_wait: Callable[[float, float], float | None],
     ) -> None:
         super().__init__(settings, stats)
         self.id: str | None = None
@@ -68,6 +71,7 @@ class Session(Outgoing):
         self._handlers = handlers
         self._on_open = on_open
         self._on_message = on_message
+        self._on_wait = on_wait
         self._changed = threading.Condition(self._lock)
         self._lost = NOT_YET  # how the last connection of the session ended
         self._early: deque[tuple[ClientMessage, int]] = deque()
@@ -238,7 +242,8 @@ class Session(Outgoing):
             raise self._give_up("nothing was heard from the server")
         if due is Due.PROBE:
             self._greet(first=False)
-        return wait
+        waits = (wait, self._on_wait(now, self._opened_at))
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _give_up(self, reason: str) -> ConnectionClosed:
         if self._link is None:

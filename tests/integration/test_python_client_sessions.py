@@ -243,3 +243,40 @@ def test_who_wants_no_session_asks_for_none(options: dict[str, Any]) -> None:
 
     with serving(serve) as url, visiting(url, hello={"version": 1}, **options) as client:
         client.send("note")
+
+
+def test_a_room_whose_return_is_not_answered_is_asked_for_again() -> None:
+    """Neither silence nor a server that ran out of time gives a room up."""
+    told = threading.Event()
+
+    def first(visit: Visit) -> None:
+        visit.hear_hello()
+        visit.welcome("ada", None)
+        asked = visit.hear()
+        visit.say("system:ack", {"ack": asked["ack"], "result": {"room": "tea", "cursor": "c1"}})
+        assert visit.hear()["type"] == "drop"
+        visit.drop()
+
+    def second(visit: Visit) -> None:
+        visit.hear_hello()
+        visit.welcome("bob", None)
+        asked = [visit.hear() for _ in range(2)]
+        visit.say("system:error", {"ack": asked[1]["ack"], "code": "timeout", "message": "a node did not answer"})
+        asked.append(visit.hear())
+        join = {"type": "system:join", "room": "tea", "payload": {"since": "c1"}}
+        assert [{name: one[name] for name in join} for one in asked] == [join] * 3
+        result = {"room": "tea", "recovered": True, "replayed": 0, "cursor": "c2"}
+        visit.say("system:ack", {"ack": asked[0]["ack"], "result": {**result, "recovered": False}})  # too late
+        visit.say("system:ack", {"ack": asked[2]["ack"], "result": result})
+        assert told.wait(PATIENCE)
+
+    with serving(first, second) as url, visiting(url, timeout=1.0) as client:
+        news: list[Any] = []
+        heard = threading.Event()
+        for name in ("client:left", "client:recovered"):
+            client.on(name, lambda message: (news.append(message.payload), heard.set()))
+        client.join("tea")
+        client.send("drop")
+        assert heard.wait(PATIENCE)
+        assert news == [{"room": "tea", "recovered": True, "replayed": 0}]
+        told.set()
