@@ -279,8 +279,12 @@ class Departures:
         self._wait_until_seen(client_id, CLAIM_TIMEOUT)
 
     def wait_for_members(self, room: str, timeout: float) -> None:
-        """Wait until members of a room that were handed over are seen at their new nodes. Switches only for such."""
-        deadline = time.monotonic() + timeout
+        """Wait until members of a room that were handed over are seen at their new nodes. Switches only for such.
+
+        :param timeout: seconds that there are for all that is asked of the members: half of them at most are taken
+            here, as one whose new node is dead is not seen at all, and the others are still to answer.
+        """
+        deadline = time.monotonic() + min(timeout / 2, CLAIM_TIMEOUT)
         for client_id, moving in list(self._moving.items()):
             if room in moving.rooms:
                 self._wait_until_seen(client_id, deadline - time.monotonic())

@@ -413,3 +413,23 @@ def test_where_clients_went_is_forgotten_by_itself(nodes: list[Node]) -> None:
     assert moved <= due - grace <= monotonic()
     assert sessions._expire(monotonic() + grace) is None
     assert not sessions.departures._went
+
+
+def test_members_are_asked_though_one_does_not_arrive_where_it_went(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover, welcome = nodes[0].connect()
+    member, _ = nodes[0].connect()
+    for client in (mover, member):
+        nodes[0].kernel.rooms.join(ROOM, client.id)
+    wait_until(lambda: len(nodes[1].kernel.rooms.members(ROOM)) == 2)
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: None)
+    nodes[1].connect(resuming(welcome))
+
+    def ask() -> tuple[list[Any], list[str]]:
+        call = nodes[0].kernel.call_room(ROOM, {"type": "who"}, timeout=2.0)
+        return list(call), call.missing
+
+    asking = gevent.spawn(ask)
+    member.answer(member.receive_until("who"), "me")
+    assert asking.get(timeout=PATIENCE) == ([(member.id, "me")], [mover.id])
