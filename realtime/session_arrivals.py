@@ -73,13 +73,26 @@ class Arrivals:
         self._sessions = sessions
         self._hub = sessions.hub
         self._claiming: set[Connection] = set()
+        self._waiting_for: dict[str, list[tuple[Connection, Wish, str | int | None]]] = {}
+        """By token on its way here: who came with it meanwhile, as a client does that was cut off once more."""
 
     def clear(self) -> None:
         """Forget all."""
         self._claiming.clear()
+        self._waiting_for.clear()
+
+    def is_coming(self, token: str) -> bool:
+        """Tell whether the session of a token is being fetched."""
+        return token in self._waiting_for
 
     def claim(self, connection: Connection, wish: Wish, ack: str | int | None, node: str, hops: int = 0) -> None:
         """Ask a node for a session; the connection is welcomed once it has answered."""
+        assert wish.token is not None
+        if not hops and wish.token in self._waiting_for:
+            self._claiming.add(connection)
+            self._waiting_for[wish.token].append((connection, wish, ack))
+            return
+        self._waiting_for.setdefault(wish.token, [])
         question = {
             "token": wish.token,
             "received": wish.received,
@@ -92,19 +105,28 @@ class Arrivals:
             timeout = CLAIM_TIMEOUT if self._hub.cluster.reaches(node) else CLAIM_PATIENCE
             self._hub.cluster.ask_node(node, "claim", question, timeout, then)
         except BadMessage:
-            self._refuse(connection, ack, Refusal.IDENTITY)
+            self._refuse(connection, wish, ack, Refusal.IDENTITY)
         except RealtimeError as error:
             log.debug("node %s cannot be asked for a session: %s", node, error)
-            self._refuse(connection, ack, Refusal.UNREACHABLE)
+            self._refuse(connection, wish, ack, Refusal.UNREACHABLE)
 
     def is_claiming(self, connection: Connection) -> bool:
         """Tell whether a connection waits for the answer of a node."""
         return connection in self._claiming
 
-    def _refuse(self, connection: Connection, ack: str | int | None, refusal: Refusal) -> None:
+    def _refuse(self, connection: Connection, wish: Wish, ack: str | int | None, refusal: Refusal) -> None:
         self._claiming.discard(connection)
         if not connection.closed:
             self._sessions.begin(connection, ack, refusal)
+        self._greet_others(wish)
+
+    def _greet_others(self, wish: Wish) -> None:
+        """What was fetched is here, or will not be: now for those who came with the same token meanwhile."""
+        assert wish.token is not None
+        for connection, its_wish, ack in self._waiting_for.pop(wish.token, ()):
+            self._claiming.discard(connection)
+            if not connection.closed:
+                self._sessions.greet(connection, its_wish, ack)
 
     def _answered(
         self,
@@ -119,14 +141,16 @@ class Arrivals:
         self._claiming.discard(connection)
         if error is not None:
             log.info("a session could not be fetched from its node: %s", error)
-            self._refuse(connection, ack, Refusal.UNREACHABLE)
+            self._refuse(connection, wish, ack, Refusal.UNREACHABLE)
         elif "moved" in result:
             if hops >= MOST_HOPS:
-                self._refuse(connection, ack, Refusal.UNREACHABLE)
-            elif not connection.closed:
+                self._refuse(connection, wish, ack, Refusal.UNREACHABLE)
+            elif connection.closed:
+                self._greet_others(wish)
+            else:
                 self.claim(connection, wish, ack, result["moved"], hops + 1)
         elif "refused" in result:
-            self._refuse(connection, ack, Refusal[result["refused"]])
+            self._refuse(connection, wish, ack, Refusal[result["refused"]])
         else:
             self._install(connection, wish, ack, result)
 
@@ -139,7 +163,7 @@ class Arrivals:
             frames = _frames(state, wire)
         except (BadMessage, KeyError) as error:  # before anything is done: nobody may have half of a client
             log.warning("what was kept for client %s cannot be sent as %s: %s", state["id"], wire.codec.name, error)
-            self._refuse(connection, ack, Refusal.CODEC)
+            self._refuse(connection, wish, ack, Refusal.CODEC)
             return
         client = _MovedClient(
             wire=wire,
@@ -170,6 +194,7 @@ class Arrivals:
             hub.workers.submit(partial(self._carry_on, client, room, positions[room], hold))
         if has_left:
             hub.remove(client, "said goodbye on its way", code=connection.end_code)
+        self._greet_others(wish)
 
     def _carry_on(self, client: Connection, room: str, position: Position, hold: AbstractContextManager[None]) -> None:
         """In a worker: send what came to a room that keeps its history since the old node let go of the client."""

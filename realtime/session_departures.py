@@ -142,10 +142,16 @@ class Departures:
     def hand_over(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Give a session away, if who asks may have it. Waits a little for the client's handler: switches."""
         token, node = arguments["token"], arguments["node"]
+        deadline = time.monotonic() + CLAIM_TIMEOUT / 2
+        while self._sessions.arrivals.is_coming(token) and time.monotonic() < deadline:
+            gevent.sleep(LOOK)  # its client is faster than it
         session = self._sessions.find(token)
         if session is not None and self._is_of(session, arguments["identity"]):
+            line = session.line
             self._let_handlers_finish(session.client)
             session = self._sessions.find(token)
+            if session is not None and session.line is not line and session.line.connection is not None:
+                return {"refused": "UNKNOWN"}  # its client has come back here meanwhile
         if session is None:
             went = self._went.get(token)
             return {"moved": went[0]} if went is not None and went[0] != node else {"refused": "UNKNOWN"}

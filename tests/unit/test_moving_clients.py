@@ -433,3 +433,35 @@ def test_members_are_asked_though_one_does_not_arrive_where_it_went(
     asking = gevent.spawn(ask)
     member.answer(member.receive_until("who"), "me")
     assert asking.get(timeout=PATIENCE) == ([(member.id, "me")], [mover.id])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_who_is_cut_off_while_its_session_is_fetched_has_it_where_it_comes_next(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    may_go_on, asked = Event(), Event()
+    departures = nodes[0].kernel.hub.sessions.departures
+    finish = departures._let_handlers_finish
+    monkeypatch.setattr(departures, "_let_handlers_finish", lambda client: (asked.set(), finish(client)))
+
+    @nodes[0].kernel.on("think")
+    def think(message: Message, context: Context, toolkit: Toolkit) -> None:
+        may_go_on.wait(PATIENCE)  # so that handing over takes a moment
+
+    mover, welcome = nodes[0].connect()
+    wait_until(lambda: all(node.kernel.presence.get(mover.id) for node in nodes))
+    mover.send({"type": "think"})
+    mover.kill()
+    arrivals = nodes[1].kernel.hub.sessions.arrivals
+    cut = nodes[1].clients.connect()
+    cut.send({"type": "system:hello", "payload": {"session": resuming(welcome)}})
+    assert asked.wait(PATIENCE)
+    assert arrivals.is_coming(welcome["session"]["token"])
+    cut.kill()
+    again = nodes[place].clients.connect()
+    again.send({"type": "system:hello", "payload": {"session": resuming(welcome)}})
+    gevent.sleep(0)
+    may_go_on.set()
+    welcome = again.receive_until("system:welcome")["payload"]
+    assert (welcome["id"], welcome["session"]["resumed"]) == (mover.id, True)
+    nodes[2].kernel.send(mover.id, {"type": "told"})
+    assert again.receive()["type"] == "told"
+    wait_until(lambda: not arrivals._waiting_for)
