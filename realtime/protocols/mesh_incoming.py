@@ -37,17 +37,28 @@ class Incoming(Outgoing):
     # For our clients ---------------------------------------------------------------------------------------
 
     def _on_to_room(self, peer: Peer, message: ToRoom) -> None:
+        except_ids = message.except_ids
+        if peer.unaware and message.mark is None:
+            except_ids = [*except_ids, *self._passed_on(peer, message.room)]
         self._actions.append(
             DeliverToRoom(
                 peer.id,
                 message.room,
                 message.bodies,
-                message.except_ids,
+                except_ids,
                 message.delivery,
                 message.confirm,
                 message.mark,
             )
         )
+
+    def _passed_on(self, peer: Peer, room: str | None) -> list[str]:
+        """Return the clients here that get what a peer has sent to a room from their old node, which has got it too."""
+        return [
+            client
+            for client in peer.is_unaware_of()
+            if (self.home(client) is not None if room is None else self.is_member(room, client))
+        ]
 
     def _on_to_client(self, peer: Peer, message: ToClient) -> None:
         self._actions.append(
@@ -90,7 +101,7 @@ class Incoming(Outgoing):
 
     def _on_ask(self, peer: Peer, message: Ask) -> None:
         if peer.feed is None:
-            peer.stale = True
+            peer.begin_anew()
 
     # Who is there ------------------------------------------------------------------------------------------
 

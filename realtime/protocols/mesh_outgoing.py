@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from math import inf
 from random import Random
 from typing import Any, NamedTuple
 
@@ -85,12 +86,17 @@ class Outgoing:
         self._change(Came(client, pack_metadata(metadata), float(connected_at), codec, key))
         if self._index.home(client) is not None:
             self._replicas.moved_here.add(client)
+            for peer in self._peers.known.values():
+                peer.is_unaware_of()  # lets go of those that it knows of by now
+                peer.unaware[client] = inf  # until it is told
 
     def client_went(self, client: str) -> None:
         """A client is gone, and out of its rooms. Raises StateError if it was not here."""
         self._change(Went(client))
         self._replicas.moved_here.discard(client)
         self._replicas.moved_away.discard(client)
+        for peer in self._peers.known.values():
+            peer.unaware.pop(client, None)
 
     def client_moved(self, client: str) -> None:
         """A client of ours is another node's, which announced it. ``client_went`` is due once all know."""
@@ -125,8 +131,21 @@ class Outgoing:
             size += len(operation.metadata) if isinstance(operation, (Came, Replaced)) else 0
             if end == len(operations) or end - start >= _OPERATIONS or size >= _DELTA:
                 self._peers.send_to(_is_current, Delta(version + start, operations[start:end]))
+                if self._replicas.moved_here:
+                    self._told_of_arrivals(operations[start:end])
                 start, size = end, 0
         self.counters["changes"] += len(operations)
+
+    def _told_of_arrivals(self, operations: Iterable[Operation]) -> None:
+        """Note with which frame each peer was told of clients that have come from other nodes."""
+        for operation in operations:
+            if not isinstance(operation, Came) or operation.client not in self._replicas.moved_here:
+                continue
+            for peer in self._peers.known.values():
+                if _is_current(peer):
+                    peer.unaware[operation.client] = peer.session.sent
+                else:
+                    peer.unaware.pop(operation.client, None)
 
     # To clients of other nodes ---------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 
 from realtime.config import KiB, MeshOptions
@@ -24,7 +24,7 @@ _JOINED = 64 * KiB  # bytes of frames that are sent again at once
 class Peer:
     """One other node instance, over all its links."""
 
-    __slots__ = ("feed", "id", "instance", "joined", "linked", "quiet", "session", "stale")
+    __slots__ = ("feed", "id", "instance", "joined", "linked", "quiet", "session", "stale", "unaware")
 
     def __init__(self, node: str, instance: bytes, session: Session) -> None:
         self.id = node
@@ -39,6 +39,25 @@ class Peer:
         """It needs a snapshot of our clients, and gets no deltas until one has begun."""
         self.feed: SnapshotFeed | None = None
         """The snapshot under way to it."""
+        self.unaware: dict[str, float] = {}
+        """Clients that have come here from other nodes, by the number of the frame that tells it: until that is
+        acknowledged, what comes from the peer was sent to a client's old node as well."""
+
+    def is_unaware_of(self) -> Collection[str]:
+        """Return the clients that have come here of which the peer did not know when it sent what has just come.
+
+        Exact, as every reliable frame acknowledges what had arrived when it was made; but not for frames that are sent
+        again over a new link.
+        """
+        acknowledged = self.session.acknowledged
+        for client in [client for client, frame in self.unaware.items() if frame <= acknowledged]:
+            del self.unaware[client]
+        return self.unaware
+
+    def begin_anew(self) -> None:
+        """It is to have a snapshot."""
+        self.stale = True
+        self.unaware.clear()
 
 
 class Peers:
@@ -97,7 +116,7 @@ class Peers:
         """A node is gone, but may be back: keep the numbers alone."""
         peer.session.abandon()
         peer.joined = False
-        peer.stale = True
+        peer.begin_anew()
         peer.feed = None
         self._actions += self._pending.lost(peer.id, "gone")
 
@@ -115,7 +134,7 @@ class Peers:
         if lost is not None:
             self._lost(peer, lost, "lost")
         if lost is not None or (event.wanted and peer.feed is None):
-            peer.stale = True
+            peer.begin_anew()
         self._counters["resumed"] += 1
         self.proceed(peer, now)
         return lost is not None
@@ -128,7 +147,7 @@ class Peers:
             self._counters["frames_resent"] += len(pieces) // 2
             if lost is not None:
                 self._lost(peer, lost, "lost")
-                peer.stale = True
+                peer.begin_anew()
             self._emit_all(peer, pieces)
         if not session.open or session.behind:
             return

@@ -465,3 +465,37 @@ def test_who_is_cut_off_while_its_session_is_fetched_has_it_where_it_comes_next(
     nodes[2].kernel.send(mover.id, {"type": "told"})
     assert again.receive()["type"] == "told"
     wait_until(lambda: not arrivals._waiting_for)
+
+
+@pytest.mark.parametrize("room", [ROOM, None])
+@pytest.mark.parametrize("publisher", [0, 1, 2])
+def test_who_moves_to_where_others_are_gets_what_is_sent_to_all_of_them_once(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, publisher: int, room: str | None
+) -> None:
+    """Also from who sends to both its nodes, as nothing has come there yet of its being at the new one."""
+    mover, welcome = nodes[0].connect()
+    others = [node.connect()[0] for node in nodes]
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    for node, other in zip(nodes, others, strict=True):
+        node.kernel.rooms.join(ROOM, other.id)
+    wait_until(lambda: all(len(node.kernel.rooms.members(ROOM)) == 4 for node in nodes))
+    sessions = nodes[1].kernel.hub.sessions
+    restore = sessions.restore
+
+    def publish(first: int) -> None:
+        for number in range(first, first + 3):
+            nodes[publisher].kernel.broadcast({"type": "said", "payload": number}, room)
+
+    def restore_and_publish(*arguments: Any) -> Any:
+        gevent.spawn(publish, 0)  # in the turn in which it is announced
+        return restore(*arguments)
+
+    monkeypatch.setattr(sessions, "restore", restore_and_publish)
+    again, _ = nodes[1].connect(resuming(welcome))
+    publish(3)
+    wait_until(lambda: nodes[1].kernel.hub.cluster.home(mover.id) is None)
+    publish(6)
+    for client in (again, *others):
+        assert sorted(client.receive()["payload"] for _ in range(9)) == list(range(9))
+        nodes[1].kernel.send(client.id if client is not again else mover.id, {"type": "end"})
+        assert client.receive()["type"] == "end"
