@@ -12,6 +12,7 @@ straight to the sans-I/O core, and has every fault of the network at hand::
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -58,6 +59,8 @@ from realtime.transports.base import Transport
 from realtime.transports.mesh_room_calls import NodeAnswers, ask_nodes, perform_here
 
 __all__ = ["NetworkTransport"]
+
+log = logging.getLogger("realtime.mesh")
 
 CROSSING = 1.0  # seconds beyond a question's own timeout for its answer to come
 
@@ -123,7 +126,10 @@ class NetworkCluster(Cluster):
         with suppress(GreenletExit):
             while True:
                 while self._inbound:
-                    self._inbound.popleft()()
+                    try:
+                        self._inbound.popleft()()
+                    except Exception:
+                        log.exception("what came to node %s failed", self.node_id)
                 self._came.wait()
                 self._came.clear()
 
