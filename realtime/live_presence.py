@@ -76,9 +76,8 @@ class LivePresence(RoomWatch):
         if presence is None:
             return
         if presence.watches(client_id) and client_id not in self._hub.rooms.each_member(room):
-            presence.unwatch(client_id)
-            if not presence.watchers:
-                self._forget(room)
+            self._unwatch(room, presence, client_id)
+            if room not in self._rooms:
                 return
         due = presence.due
         if self._hub.rooms.contains(room, client_id):
@@ -114,6 +113,11 @@ class LivePresence(RoomWatch):
         rooms = self._hub.rooms.rooms_for(client_id)
         return [room for room in rooms if room in self._rooms and self._rooms[room].watches(client_id)]
 
+    def hand_over(self, client_id: str) -> None:
+        """A client of this node is told by another from now on: tell it nothing more."""
+        for room in self.watched_by(client_id):
+            self._unwatch(room, self._rooms[room], client_id)
+
     def page(self, room: str, after: str) -> dict[str, Any]:
         """Return some of a room's presences: see ``RoomPresence.page``."""
         presence = self._rooms.get(room) or self._presence_of(room)
@@ -135,10 +139,12 @@ class LivePresence(RoomWatch):
             log.warning("what client %s shows cannot be told to others: %s", client_id, error)
             return shown(client_id, {})
 
-    def _forget(self, room: str) -> None:
-        del self._rooms[room]
-        if not self._rooms:
-            self._due.clear()
+    def _unwatch(self, room: str, presence: RoomPresence, client_id: str) -> None:
+        presence.unwatch(client_id)
+        if not presence.watchers:  # forget it
+            del self._rooms[room]
+            if not self._rooms:
+                self._due.clear()
 
     # Telling ---------------------------------------------------------------------------------------------
 

@@ -221,6 +221,7 @@ class Departures:
             waiter.result.set_exception(moved())
         client.waiters = None
         client.departed = True
+        hub.live_presence.hand_over(client.id)  # behind the state that the new node shows, changes told here are wrong
         outbox = Outbox(_Forward(self, client.id, node, wire), hub.flusher, hub.limits)
         self._sessions.let_go(session, outbox)
         for room in logs:  # the new node replays these by itself
@@ -263,18 +264,20 @@ class Departures:
     def _part_from(self, client_id: str) -> frozenset[str]:
         """The client is not one of ours any more; return the rooms in which it was here until now."""
         moving, hub = self._moving.pop(client_id), self._hub
-        rooms = frozenset(hub.rooms.rooms_for(client_id))
-        if rooms != moving.rooms_left:
-            hub.workers.submit(partial(self._catch_up, client_id, rooms, moving.rooms_left))
+        rooms, watched = frozenset(hub.rooms.rooms_for(client_id)), frozenset(hub.live_presence.watched_by(client_id))
+        if watched or rooms != moving.rooms_left:
+            hub.workers.submit(partial(self._catch_up, client_id, rooms, moving.rooms_left, watched))
         self._sessions.abandon(moving.session)
         hub.release(moving.session.client)
         return rooms
 
-    def _catch_up(self, client_id: str, rooms: frozenset[str], handed: frozenset[str]) -> None:
-        """In a worker: have the client join and leave at its new node what it did here while it moved."""
+    def _catch_up(
+        self, client_id: str, rooms: frozenset[str], handed: frozenset[str], watched: frozenset[str]
+    ) -> None:
+        """In a worker: have the client join, watch and leave at its new node what it did here while it moved."""
         try:
-            for room in rooms - handed:
-                self._hub.rooms.join(room, client_id)
+            for room in (rooms - handed) | watched:
+                self._hub.rooms.join(room, client_id, presence=room in watched)
             for room in handed - rooms:
                 self._hub.rooms.leave(room, client_id)
         except RealtimeError as error:

@@ -433,6 +433,8 @@ def test_members_are_asked_though_one_does_not_arrive_where_it_went(
     asking = gevent.spawn(ask)
     member.answer(member.receive_until("who"), "me")
     assert asking.get(timeout=PATIENCE) == ([(member.id, "me")], [mover.id])
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_who_is_cut_off_while_its_session_is_fetched_has_it_where_it_comes_next(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch, place: int
@@ -499,3 +501,110 @@ def test_who_moves_to_where_others_are_gets_what_is_sent_to_all_of_them_once(
         assert sorted(client.receive()["payload"] for _ in range(9)) == list(range(9))
         nodes[1].kernel.send(client.id if client is not again else mover.id, {"type": "end"})
         assert client.receive()["type"] == "end"
+
+
+class Watcher:
+    """A client that is in a room and watches it, with what it knows of who is there."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        self.client = client
+        self.seen: list[str] = []
+
+    def read_until(self, kind: str) -> dict[str, Any]:
+        """Take all up to a message, which is returned; a change that does not fit to what is known fails."""
+        while True:
+            message = self.client.receive()
+            payload = message.get("payload")
+            if message["type"] == "presence:state":
+                self.seen = list(payload["presences"])
+            elif message["type"] == "presence:diff":
+                joins, leaves = list(payload["joins"]), list(payload["leaves"])
+                assert not set(joins) & set(self.seen), "it was shown already"
+                assert set(leaves) <= set(self.seen), "it was not shown"
+                self.seen = [key for key in self.seen if key not in leaves] + joins
+            if message["type"] == kind:
+                return message
+
+
+def tell_presence(node: Node) -> None:
+    """Tell what changed in watched rooms without waiting until it is due."""
+    node.kernel.hub.live_presence._tell_due(monotonic() + PATIENCE)
+
+
+@pytest.mark.parametrize("recover", [False, True], ids=["plain", "recoverable"])
+def test_who_moves_is_told_of_members_by_its_new_node_alone(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, recover: bool
+) -> None:
+    """Also of those that change before its old node has seen it arrive."""
+    for node in nodes:
+        node.kernel.rooms.configure(ROOM, history=10 if recover else 0, recover=recover)
+    mover, welcome = nodes[0].connect()
+    staying, _ = nodes[2].connect()
+    leaving, _ = nodes[2].connect()
+    wait_until(lambda: nodes[0].kernel.presence.get(leaving.id))
+    for node, client in ((nodes[2], staying), (nodes[2], leaving), (nodes[0], mover)):
+        node.kernel.rooms.join(ROOM, client.id, presence=client is mover)
+    wait_until(lambda: all(len(node.kernel.rooms.members(ROOM)) == 3 for node in nodes))
+    appeared: list[tuple[str, str]] = []
+    arrived = nodes[0].local.client_appeared
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: appeared.append(seen))
+    watcher = Watcher(nodes[1].connect(resuming(welcome))[0])
+    wait_until(lambda: appeared)
+    watcher.read_until("presence:state")
+    coming, _ = nodes[2].connect()
+    nodes[2].kernel.rooms.leave(ROOM, leaving.id)
+    nodes[2].kernel.rooms.join(ROOM, coming.id)
+    expected = {staying.id, coming.id, mover.id}
+    others = expected - {mover.id}
+    wait_until(lambda: all(set(node.kernel.rooms.members(ROOM)) - {mover.id} == others for node in nodes[:2]))
+    for node in (nodes[1], nodes[0]):
+        tell_presence(node)
+    nodes[0].kernel.send(mover.id, {"type": "end"})  # behind what the old node might have told
+    watcher.read_until("end")
+    while set(watcher.seen) != expected:
+        watcher.read_until("presence:diff")
+    assert not nodes[0].kernel.hub.live_presence.stats()["watched_rooms"]
+    arrived(*appeared[0])
+
+
+def test_who_comes_home_at_once_is_told_who_is_there_now(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes[0].kernel.rooms.configure(ROOM, history=10, recover=True)
+    nodes[1].kernel.rooms.configure(ROOM, history=10, recover=True)
+    mover, welcome = nodes[0].connect()
+    other, _ = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, other.id, presence=True)
+    nodes[0].kernel.rooms.join(ROOM, mover.id, presence=True)
+    wait_until(lambda: len(nodes[1].kernel.rooms.members(ROOM)) == 2)
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda client_id, node: None)
+    away, welcome = nodes[1].connect(resuming(welcome))
+    received = 0
+    while away.receive()["type"] != "presence:state" or received == 0:
+        received += 1
+    monkeypatch.undo()
+    again, welcome = nodes[0].connect({"token": welcome["session"]["token"], "received": received + 1})
+    assert welcome["session"]["resumed"]
+    watcher = Watcher(again)
+    watcher.read_until("presence:state")
+    assert set(watcher.seen) == {mover.id, other.id}
+    wait_until(lambda: all(node.kernel.hub.cluster.home(mover.id) in (None, "node-0") for node in nodes))
+
+
+def test_what_a_handler_left_behind_has_its_client_watch_is_watched_at_the_new_node(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: mover.id in nodes[1].kernel.rooms.members(ROOM))
+    appeared: list[tuple[str, str]] = []
+    arrived = nodes[0].local.client_appeared
+    monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: appeared.append(seen))
+    nodes[1].connect(resuming(welcome))
+    wait_until(lambda: appeared)
+    for room in (ROOM, "joined meanwhile"):
+        nodes[0].kernel.rooms.join(room, mover.id, presence=True)
+    nodes[0].kernel.rooms.join("not watched", mover.id)
+    arrived(*appeared[0])
+    wait_until(lambda: nodes[1].kernel.rooms.list(scope="local").get("not watched"))
+    watched = nodes[1].kernel.hub.live_presence.watched_by
+    wait_until(lambda: sorted(watched(mover.id)) == ["joined meanwhile", ROOM])
+    assert not nodes[0].kernel.hub.live_presence.stats()["watched_rooms"]
