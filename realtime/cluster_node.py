@@ -66,7 +66,7 @@ class LocalNode(ClusterNode):
             "history": hub.history.share,
             "claim": departures.hand_over,
             "aware": departures.aware,
-            "answer": departures.take_answer,
+            "answer": hub.sessions.calls.take_answer,
         }
 
     def deliver_to_room(self, room: str | None, message: Outbound, except_ids: Collection[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
@@ -26,13 +27,25 @@ def moved() -> ConnectionClosed:
 
 
 class Answer(Protocol):
-    """What waits for a client's answer, such as an AsyncResult."""
+    """What waits for a client's answer."""
+
+    @property
+    def deadline(self) -> float:
+        """When it waits no longer, in ``time.monotonic``."""
 
     def set(self, result: Any, /) -> None:
         """It is there."""
 
     def set_exception(self, error: BaseException, /) -> None:
         """There will be none: CallFailed if the client refused, ConnectionClosed if it went away."""
+
+
+class _Call(AsyncResult):  # type: ignore[type-arg]  # not at run time
+    """A handler that is parked until its client answers."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self.deadline = deadline
 
 
 class Waiter:
@@ -73,7 +86,7 @@ def call(hub: Hub, connection: Connection, message: Mapping[str, Any] | Message,
     if connection.calls is None:
         connection.calls = {}
     timer = gevent.Timeout.start_new(timeout)  # first: it complains of what is no time
-    answer: AsyncResult[Any] = AsyncResult()
+    answer = _Call(monotonic() + float(timeout))
     connection.calls[ack] = answer
     hub.resume_if_room(connection)
     try:

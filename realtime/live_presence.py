@@ -8,7 +8,8 @@ between is an update, with all its metas. ``total`` is the number of keys.
 
 A room with more than ``Limits.presence_listed`` clients, or whose metas take more than a quarter of
 ``Limits.outbox``, is shown as a number: its state and diffs are ``{"room", "total"}``. Where it becomes one or is
-one no more, another ``presence:state`` takes the place of all that was known.
+one no more, another ``presence:state`` takes the place of all that was known; so it does where the session of a watcher
+goes on at another node, which tells it who is there as that node sees it.
 """
 
 from __future__ import annotations

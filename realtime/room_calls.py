@@ -41,6 +41,11 @@ class _Slot:
         self._call = call
         self._client_id = client_id
 
+    @property
+    def deadline(self) -> float:
+        """When the call ends."""
+        return self._call._deadline
+
     def set(self, result: Any) -> None:
         """It answered."""
         self._call._take_here(self._client_id, result)
@@ -77,6 +82,7 @@ class RoomCall(Iterator[tuple[str, Any]], RoomAnswers):
         self._over = False
         self._wake = Event()
         self._timer = gevent.get_hub().loop.timer(timeout)
+        self._deadline = 0.0
 
     def ask(
         self, room: str, message: Mapping[str, Any] | Message, except_ids: Collection[str], *, elsewhere: bool
@@ -84,7 +90,7 @@ class RoomCall(Iterator[tuple[str, Any]], RoomAnswers):
         """Send the question. May switch as a broadcast does, and raise what one raises."""
         hub = self._hub
         outbound = hub.outbound(message, room=room, ack=self._ack)
-        started = time.monotonic()
+        self._deadline = time.monotonic() + self._timeout
         self._timer.start(self._finish)
         try:
             departures = hub.sessions.departures
@@ -97,7 +103,7 @@ class RoomCall(Iterator[tuple[str, Any]], RoomAnswers):
                     self._expect(connection)
             receivers = hub.hand_out(tuple(self._here), outbound)
             try:
-                left = self._timeout - (time.monotonic() - started)
+                left = self._deadline - time.monotonic()
                 if elsewhere and left > 0:
                     plain = _plain(message)
                     self._forget_elsewhere = hub.cluster.call_room(room, plain, except_ids, left, self)

@@ -12,14 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from gevent.event import AsyncResult
 
 from realtime.codes import CloseCode
 from realtime.connection import Connection
-from realtime.conversation import Answer
 from realtime.cursors import Position
 from realtime.delivery import Delivery
-from realtime.errors import BadMessage, CallFailed, RealtimeError
+from realtime.errors import BadMessage, RealtimeError
 from realtime.message import CODECS, Outbound, Wire
 from realtime.recovery import Replay
 from realtime.session_departures import CLAIM_TIMEOUT
@@ -175,8 +173,7 @@ class Arrivals:
         client.id = state["id"]
         client.connected_at = state["connected_at"]
         client.answers = state["answers"]
-        if state["calls"]:
-            client.calls = {ack_: self._waiting(state["node"], client.id, ack_) for ack_ in state["calls"]}
+        self._sessions.calls.carry_on(client, state["node"], state["calls"])
         self._sessions.departures.is_coming_home(client.id)
         positions: dict[str, Position] = state["positions"]
         held = {room: hub.history.holds.hold(room, client.id, position) for room, position in positions.items()}
@@ -210,31 +207,3 @@ class Arrivals:
             log.info("client %s was gone before it had what it missed of %r: %s", client.id, room, error)
         finally:
             hold.__exit__(None, None, None)
-
-    # Answers to calls of handlers that are left at the old node -------------------------------------------------
-
-    def _waiting(self, node: str, client_id: str, ack: int) -> Answer:
-        """Return where an answer goes: to who asked, if that is here, else the way back that the client has come."""
-        return self._sessions.departures.open_call(client_id, ack) or self._forwarding(node, client_id, ack)
-
-    def _forwarding(self, node: str, client_id: str, ack: int) -> AsyncResult[Any]:
-        answer: AsyncResult[Any] = AsyncResult()
-        answer.rawlink(partial(self._send_answer, node, client_id, ack))
-        return answer
-
-    def _send_answer(self, node: str, client_id: str, ack: int, answer: AsyncResult[Any]) -> None:
-        said: dict[str, Any] = {"client": client_id, "ack": ack}
-        if answer.successful():
-            said["result"] = answer.get()
-        elif isinstance(answer.exception, CallFailed):
-            said["failed"] = [answer.exception.message, answer.exception.code]
-        else:
-            said["closed"] = getattr(answer.exception, "code", CloseCode.ABNORMAL)
-        try:
-            self._hub.cluster.ask_node(node, "answer", said, CLAIM_TIMEOUT, _ignore)
-        except RealtimeError as error:
-            log.debug("an answer cannot be passed on to node %s: %s", node, error)
-
-
-def _ignore(result: Any, error: Exception | None) -> None:
-    """Nobody waits for it."""

@@ -10,7 +10,8 @@ what still comes for the client until every node knows where it is:
 4. When all have, nothing more can come: the old node withdraws what it had announced.
 
 Messages of rooms that keep their history are not forwarded: the new node replays those after the old one's last.
-What the new node does is in ``realtime.session_arrivals``.
+What the new node does is in ``realtime.session_arrivals``, and what becomes of open calls in
+``realtime.session_calls``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gevent
 import msgspec
 
-from realtime.codes import ErrorCode
 from realtime.connection import Connection
-from realtime.conversation import Answer, moved
+from realtime.conversation import moved
 from realtime.delivery import Perishable
-from realtime.errors import BadMessage, CallFailed, ConnectionClosed, MessageTooBig, RealtimeError
+from realtime.errors import BadMessage, MessageTooBig, RealtimeError
 from realtime.message import MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
 from realtime.session_wire import Refusal
@@ -124,11 +124,10 @@ class Departures:
         self._moving: dict[str, _Moving] = {}
         self._late: dict[str, _Late] = {}
         self._went: dict[str, tuple[str, float]] = {}  # tokens: where their sessions went, and until when it matters
-        self._departed: dict[str, tuple[Connection, float]] = {}  # clients whose handlers may wait for answers
 
     def clear(self) -> None:
         """Forget all."""
-        for memory in (self._moving, self._late, self._went, self._departed):
+        for memory in (self._moving, self._late, self._went):
             memory.clear()
 
     def where(self, token: str) -> str | None:
@@ -203,7 +202,7 @@ class Departures:
             "options": [_options(frame) for frame in ring.frames],
             "received": session.received,
             "answers": client.answers,
-            "calls": list(client.calls or ()),
+            "calls": self._sessions.calls.left(client),
         }
         try:
             MSGPACK.encode(state)
@@ -214,9 +213,7 @@ class Departures:
         self.forget_old(now)
         for token in session.tokens:
             self._went[token] = node, now + hub.limits.session_grace
-        if client.calls:
-            self._departed.pop(client.id, None)  # the last to begin is the last to expire
-            self._departed[client.id] = client, now + hub.limits.session_grace
+        self._sessions.calls.keep(client)
         for waiter in client.waiters or ():
             waiter.result.set_exception(moved())
         client.waiters = None
@@ -231,15 +228,10 @@ class Departures:
         return state
 
     def forget_old(self, now: float) -> float | None:
-        """Forget what has expired, in each memory the first first; return when more does."""
+        """Forget what has expired, the first first; return when more does."""
         while self._went and next(iter(self._went.values()))[1] < now:
             del self._went[next(iter(self._went))]
-        while self._departed and next(iter(self._departed.values()))[1] < now:
-            client, _ = self._departed.pop(next(iter(self._departed)))
-            if client.calls:  # a handler waits for longer
-                self._departed[client.id] = client, now + self._hub.limits.session_grace
-        firsts = [next(iter(memory.values()))[1] for memory in (self._went, self._departed) if memory]
-        return min(firsts, default=None)
+        return next(iter(self._went.values()))[1] if self._went else None
 
     def removed(self, client_id: str) -> None:
         """A client is gone, though another node should have it: it was not seen there in time."""
@@ -396,23 +388,3 @@ class Departures:
             for client_id, late in self._late.items()
             if (room in late.rooms or room in late.kept) and client_id not in except_ids
         ]
-
-    def open_call(self, client_id: str, ack: int) -> Answer | None:
-        """Return what waits here for an answer of a client that has moved, or was here on its way; None if nothing."""
-        client, _ = self._departed.get(client_id, (None, 0.0))
-        return client.calls.get(ack) if client is not None and client.calls else None
-
-    def take_answer(self, arguments: Mapping[str, Any]) -> bool:
-        """A client that has moved has answered a call of a handler here; False if none waits any more."""
-        client, _ = self._departed.get(arguments["client"], (None, 0.0))
-        answer = client.calls.pop(arguments["ack"], None) if client is not None and client.calls else None
-        if answer is None:
-            return False
-        if "failed" in arguments:
-            text, code = arguments["failed"]
-            answer.set_exception(CallFailed(str(text), code=str(code or ErrorCode.REJECTED)))
-        elif "closed" in arguments:
-            answer.set_exception(ConnectionClosed(int(arguments["closed"]), "the client has disconnected"))
-        else:
-            answer.set(arguments.get("result"))
-        return True

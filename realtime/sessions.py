@@ -28,6 +28,7 @@ from realtime.expiry import Expiry
 from realtime.message import Wire
 from realtime.outbox import Outbox
 from realtime.session_arrivals import Arrivals
+from realtime.session_calls import CallsLeft
 from realtime.session_departures import Departures
 from realtime.session_line import Line, Nowhere, Session, State
 from realtime.session_ring import Ring
@@ -53,6 +54,7 @@ class Sessions:
         self.hub = self._hub = hub
         self.arrivals = Arrivals(self)
         self.departures = Departures(self)
+        self.calls = CallsLeft(hub)
         self._by_token: dict[str, Session] = {}
         self._away: dict[Session, None] = {}  # the first is the first to expire
         self._expiry = Expiry(self._expire)
@@ -68,6 +70,7 @@ class Sessions:
         self._away.clear()
         self.arrivals.clear()
         self.departures.clear()
+        self.calls.clear()
 
     def stats(self) -> dict[str, int]:
         """Return named numbers."""
@@ -319,7 +322,7 @@ class Sessions:
             if number % AT_ONCE == 0:
                 gevent.sleep(0)
         first = next(iter(self._away), None)
-        due = [self.departures.forget_old(now), None if first is None else first.deadline]
+        due = [self.departures.forget_old(now), self.calls.forget_old(now), None if first is None else first.deadline]
         return min((moment for moment in due if moment is not None), default=None)
 
     def close(self, session: Session, code: int, reason: str) -> None:

@@ -56,6 +56,7 @@ LAYERS = [
         "requests",
         "room_calls",
         "session_arrivals",
+        "session_calls",
         "session_departures",
         "session_line",
         "sessions",

@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from realtime import Context, Limits, Message, RealtimeKernel, Toolkit
 from realtime.cluster_node import LocalNode
+from realtime.errors import TimedOut
 from realtime.testing.live_network import LiveNetwork
 from realtime.testing.network_cluster import NetworkTransport
 from realtime.testing.peers import PATIENCE, wait_until
@@ -370,12 +371,47 @@ def test_a_call_waits_for_longer_than_what_was_handed_over_is_remembered(nodes: 
     call = gevent.spawn(nodes[0].kernel.call, mover.id, {"type": "who"}, timeout=PATIENCE)
     question = mover.receive_until("who")
     again, _ = nodes[1].connect({"token": welcome["session"]["token"], "received": 1})
-    departures = nodes[0].kernel.hub.sessions.departures
-    departures.forget_old(monotonic() + 2 * nodes[0].kernel.limits.session_grace)
+    calls = nodes[0].kernel.hub.sessions.calls
+    calls.forget_old(monotonic() + 2 * nodes[0].kernel.limits.session_grace)
     again.answer(question, "me")
     assert call.get(timeout=PATIENCE) == "me"
-    departures.forget_old(monotonic() + 4 * nodes[0].kernel.limits.session_grace)
-    assert not departures._departed
+    calls.forget_old(monotonic() + 4 * nodes[0].kernel.limits.session_grace)
+    assert not calls._departed
+
+
+@pytest.mark.parametrize("way", [[1], [1, 0, 1, 2, 0]], ids=str)
+@pytest.mark.parametrize("how", ["one", "room"])
+def test_a_call_that_ends_without_an_answer_is_not_waited_for_anywhere(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, way: list[int], how: str
+) -> None:
+    """Else far more than usual would be read from a client, wherever it is, until its session ends."""
+    monkeypatch.setattr("realtime.session_departures.HANDLERS_FINISH", 0.0)
+    mover, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, mover.id)
+    wait_until(lambda: all(node.kernel.rooms.members(ROOM) for node in nodes))
+    kernel, clients = nodes[0].kernel, []
+
+    def ask() -> list[str]:
+        if how == "room":
+            call = kernel.call_room(ROOM, {"type": "who"}, timeout=1.0)
+            return [*map(str, call), *call.missing]
+        with pytest.raises(TimedOut):
+            kernel.call(mover.id, {"type": "who"}, timeout=1.0)
+        return [mover.id]
+
+    call = gevent.spawn(ask)
+    mover.receive_until("who")
+    for place in way:
+        _, welcome = nodes[place].connect({"token": welcome["session"]["token"], "received": 1})
+        assert (welcome["id"], welcome["session"]["resumed"]) == (mover.id, True)
+        wait_until(lambda: nodes[place].kernel.hub.cluster.home(mover.id) is None)  # noqa: B023  # at once
+        clients.append(nodes[place].kernel.hub.connections[mover.id])
+    assert call.get(timeout=PATIENCE) == [mover.id]
+    wait_until(lambda: not any(client.is_awaited for client in clients))
+    for node in nodes:
+        calls = node.kernel.hub.sessions.calls
+        calls.forget_old(monotonic() + 2 * node.kernel.limits.session_grace)
+        assert not calls._departed
 
 
 def test_who_cannot_be_sent_what_was_kept_for_it_begins_anew(
