@@ -75,6 +75,14 @@ def slow_member(node: Node) -> MemoryClient:
     return client
 
 
+def a_member(nodes: list[Node]) -> tuple[MemoryClient, dict[str, Any]]:
+    """Return a member of the room, at the first node, once all nodes know of it; and its welcome."""
+    client, welcome = nodes[0].connect()
+    nodes[0].kernel.rooms.join(ROOM, client.id)
+    wait_until(lambda: all(client.id in node.kernel.rooms.members(ROOM) for node in nodes))
+    return client, welcome
+
+
 def resuming(welcome: dict[str, Any]) -> dict[str, Any]:
     """Return the wish to go on with the session of a welcome, with all that was sent to it so far still to come."""
     return {"token": welcome["session"]["token"], "received": 0}
@@ -110,9 +118,7 @@ def test_who_moves_while_the_publisher_waits_for_others_gets_the_message_once(
 def test_what_its_new_node_had_sent_still_reaches_who_moves_to_it(nodes: list[Node]) -> None:
     """It waits at the old node behind a message for somebody slow, while all there is to know of the move is known."""
     slow = slow_member(nodes[0])
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: mover.id in nodes[1].kernel.rooms.members(ROOM))
+    mover, welcome = a_member(nodes)
     again = nodes[1].clients.connect()
     again.send({"type": "system:hello", "payload": {"session": resuming(welcome)}})
     wait_until(lambda: nodes[1].kernel.hub.sessions.arrivals.is_claiming(nodes[1].kernel.hub.connections[again.id]))
@@ -131,9 +137,7 @@ def test_what_its_new_node_had_sent_still_reaches_who_moves_to_it(nodes: list[No
 def test_it_comes_home_before_the_old_node_has_seen_where_it_was(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    mover, welcome = a_member(nodes)
     monkeypatch.setattr(nodes[0].local, "client_appeared", lambda client_id, node: None)
     _, welcome = nodes[1].connect(resuming(welcome))
     nodes[0].kernel.rooms.join("joined meanwhile", mover.id)
@@ -172,9 +176,7 @@ def test_members_that_are_on_their_way_are_asked_where_they_arrive(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By their old node, which has seen nothing of them, and by another, to which they are still at the old one."""
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    mover, welcome = a_member(nodes)
     appeared: list[tuple[str, str]] = []
     arrived = nodes[0].local.client_appeared
     monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: appeared.append(seen))
@@ -190,9 +192,7 @@ def test_members_that_are_on_their_way_are_asked_where_they_arrive(
 def test_a_member_that_has_just_left_the_node_that_was_asked_is_missing(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    mover, welcome = a_member(nodes)
     late = Event()
     monkeypatch.setitem(nodes[2].local._own_operations, "aware", lambda arguments: late.wait(PATIENCE))
     nodes[1].connect(resuming(welcome))
@@ -300,9 +300,7 @@ def test_what_is_for_who_goes_on_at_once_is_not_sent_back_to_where_it_came_from(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For the cluster it is still at the node before, which has kept it for those who do not know it yet."""
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: all(node.kernel.rooms.members(ROOM) == [mover.id] for node in nodes))
+    mover, welcome = a_member(nodes)
     late = Event()
     monkeypatch.setitem(nodes[2].local._own_operations, "aware", lambda arguments: late.wait(PATIENCE))
     _, welcome = nodes[1].connect(resuming(welcome))
@@ -386,9 +384,7 @@ def test_a_call_that_ends_without_an_answer_is_not_waited_for_anywhere(
 ) -> None:
     """Else far more than usual would be read from a client, wherever it is, until its session ends."""
     monkeypatch.setattr("realtime.session_departures.HANDLERS_FINISH", 0.0)
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: all(node.kernel.rooms.members(ROOM) for node in nodes))
+    mover, welcome = a_member(nodes)
     kernel, clients = nodes[0].kernel, []
 
     def ask() -> list[str]:
@@ -628,9 +624,7 @@ def test_who_comes_home_at_once_is_told_who_is_there_now(nodes: list[Node], monk
 def test_what_a_handler_left_behind_has_its_client_watch_is_watched_at_the_new_node(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mover, welcome = nodes[0].connect()
-    nodes[0].kernel.rooms.join(ROOM, mover.id)
-    wait_until(lambda: mover.id in nodes[1].kernel.rooms.members(ROOM))
+    mover, welcome = a_member(nodes)
     appeared: list[tuple[str, str]] = []
     arrived = nodes[0].local.client_appeared
     monkeypatch.setattr(nodes[0].local, "client_appeared", lambda *seen: appeared.append(seen))
