@@ -41,6 +41,9 @@ class ClusterNode(Protocol):
     def client_appeared(self, client_id: str, node: str) -> None:
         """A client that another node has, this one perhaps, has appeared at a node. Must not wait."""
 
+    def client_vanished(self, client_id: str) -> None:
+        """No other node has a client any more. Must not wait."""
+
     def client_found(self, client_id: str, rooms: Collection[str]) -> None:
         """A client of another node is in these rooms since before that node was known here. Must not wait.
 

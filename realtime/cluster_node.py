@@ -115,6 +115,10 @@ class LocalNode(ClusterNode):
         """A client that another node has, this one perhaps, has appeared at a node."""
         self._hub.sessions.departures.arrived(client_id, node)
 
+    def client_vanished(self, client_id: str) -> None:
+        """No other node has a client any more."""
+        self._hub.sessions.departures.vanished(client_id)
+
     def own_clients(self) -> Iterable[tuple[Entry, str, str]]:
         """Return this node's clients, each with the name of its codec and its presence's key."""
         connections, presence = self._hub.connections, self._hub.presence

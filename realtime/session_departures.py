@@ -243,7 +243,15 @@ class Departures:
             moving = self._moving[client_id]
             rooms = self._part_from(client_id)
             late = self._late[client_id] = _Late(node, rooms, moving.rooms - moving.rooms_left)
-            self._ask_who_is_unaware(client_id, late)
+            if self._hub.cluster.home(client_id) is None:  # it has come and gone in one turn
+                self._all_know(client_id)
+            else:
+                self._ask_who_is_unaware(client_id, late)
+
+    def vanished(self, client_id: str) -> None:
+        """No other node has a client any more, as it has said goodbye there: who still sees it here is told."""
+        if client_id in self._late:
+            self._all_know(client_id)
 
     def is_coming_home(self, client_id: str) -> None:
         """A client is about to be here again, perhaps before all know that it had left."""

@@ -36,6 +36,7 @@ from realtime.protocols.mesh_actions import (
     ClientFound,
     ClientLost,
     ClientMoved,
+    ClientWent,
     Confirmed,
     ConfirmFailed,
     DeliverToClient,
@@ -109,6 +110,8 @@ class NetworkCluster(Cluster):
             self._changed.set()
         elif isinstance(action, ClientMoved):
             self._local.client_appeared(action.client, action.node)
+        elif isinstance(action, ClientWent):
+            self._local.client_vanished(action.client)
         elif isinstance(action, ClientFound):
             self._local.client_found(action.client, action.rooms)
         elif isinstance(action, ClientLost):

@@ -23,6 +23,7 @@ from realtime.protocols.mesh_actions import (
     ClientFound,
     ClientLost,
     ClientMoved,
+    ClientWent,
     Confirmed,
     ConfirmFailed,
     DeliverToClient,
@@ -94,6 +95,7 @@ class Engine(LinkUser):
             DeliverToRoom: self._queue,
             DeliverToClient: self._queue,
             RunCall: self._queue,
+            ClientWent: self._client_went,
             ClientMoved: lambda action: node.client_appeared(action.client, action.node),
             RoomJoined: lambda action: node.member_changed(action.room, action.client),
             RoomLeft: lambda action: node.member_changed(action.room, action.client),
@@ -203,6 +205,10 @@ class Engine(LinkUser):
         link = self.links.get(action.node)
         if link is not None:
             link.part(action.reason, action.details)
+
+    def _client_went(self, action: ClientWent) -> None:
+        self._node.client_vanished(action.client)
+        self._news.happened(action)
 
     def _queue(self, action: DeliverToRoom | DeliverToClient | RunCall) -> None:
         self.in_order(action.origin, partial(self._deliver, action, monotonic()))

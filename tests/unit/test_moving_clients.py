@@ -638,3 +638,25 @@ def test_what_a_handler_left_behind_has_its_client_watch_is_watched_at_the_new_n
     watched = nodes[1].kernel.hub.live_presence.watched_by
     wait_until(lambda: sorted(watched(mover.id)) == ["joined meanwhile", ROOM])
     assert not nodes[0].kernel.hub.live_presence.stats()["watched_rooms"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_says_goodbye_right_after_a_move_is_gone_everywhere(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Though nodes that have seen nothing of the move wait for it to be seen."""
+    monkeypatch.setattr("realtime.session_departures.AWARE_TIMEOUT", PATIENCE)
+    _, welcome = a_member(nodes)
+    late = Event()
+    for node in nodes[1:]:
+        monkeypatch.setitem(node.local._own_operations, "aware", lambda arguments: late.wait(PATIENCE))
+    again = nodes[1].clients.connect()
+    again.send({"type": "system:hello", "payload": {"session": resuming(welcome)}})
+    if not at_once:
+        again.receive_until("system:welcome")
+        wait_until(lambda: welcome["id"] not in nodes[0].kernel.hub.connections)
+    again.close()
+    for node in nodes:
+        wait_until(lambda node=node: not node.kernel.presence.list())  # type: ignore[misc]
+    assert not nodes[0].kernel.hub.sessions.departures._late
+    late.set()
