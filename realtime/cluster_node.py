@@ -95,10 +95,7 @@ class LocalNode(ClusterNode):
                 return True
             self._hub.counters["relayed_to_gone"] += 1
             return False
-        try:
-            self._hub.put(connection, message)
-        except (BadMessage, MessageTooBig) as error:
-            self._hub.undeliverable(error)
+        self._hub.put_relayed(connection, message)
         return True
 
     def client_found(self, client_id: str, rooms: Collection[str]) -> None:

@@ -10,10 +10,11 @@ import math
 from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from realtime.errors import BadMessage
 
-__all__ = ["NO_OPTIONS", "Delivery", "DeliveryOptions", "Perishable", "delivery_from"]
+__all__ = ["NO_OPTIONS", "Delivery", "DeliveryOptions", "Perishable", "delivery_from", "expires_at", "left_of"]
 
 
 class DeliveryOptions(TypedDict, total=False):
@@ -60,6 +61,16 @@ class Perishable(bytes):
     delivery: Delivery
     expires: float | None
     """Seconds of ``time.monotonic()``."""
+
+
+def expires_at(delivery: Delivery | None, now: float) -> float | None:
+    """Return when ``ttl`` is over, by the clock of ``now``, at which it began; None if it never is."""
+    return None if delivery is None or delivery.ttl is None else now + delivery.ttl
+
+
+def left_of(delivery: Delivery, expires: float | None, now: float) -> Delivery:
+    """Return the options as they are now: with what is left of ``ttl``, which is over at ``expires``."""
+    return delivery if expires is None else replace(delivery, ttl=max(0.0, expires - now))
 
 
 def delivery_from(options: DeliveryOptions) -> Delivery | None:

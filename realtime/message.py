@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgpack
 import msgspec
 
-from realtime.delivery import Delivery, Perishable
+from realtime.delivery import Delivery, Perishable, left_of
 from realtime.errors import BadMessage
 
 __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "Mark", "Message", "Outbound", "Stamped", "Wire"]
@@ -354,9 +354,7 @@ class Outbound:
 
     def delivery_left(self, now: float) -> Delivery | None:
         """Return its options as they are now: with what is left of ``ttl``."""
-        if self.delivery is None or self.expires is None:
-            return self.delivery
-        return msgspec.structs.replace(self.delivery, ttl=max(0.0, self.expires - now))
+        return None if self.delivery is None else left_of(self.delivery, self.expires, now)
 
     def encoded(self, codec: Codec) -> bytes:
         """Return the payload bytes, encoded on first use. Raises BadMessage if it cannot be encoded."""

@@ -11,7 +11,7 @@ from typing import Any
 from realtime.codes import CloseCode
 from realtime.config import KiB, Limits
 from realtime.connection import Connection
-from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from
+from realtime.delivery import NO_OPTIONS, DeliveryOptions, delivery_from, expires_at
 from realtime.errors import BadMessage, ConnectionClosed, MessageTooBig
 from realtime.message import Codec, Message, Outbound, Wire
 from realtime.outbox import Outbox, stall
@@ -71,8 +71,7 @@ class Outgoing:
         if not options:
             return Outbound(message, now, room=room, ack=ack)
         delivery = delivery_from(options)
-        ttl = delivery.ttl if delivery is not None else None
-        expires = time.monotonic() + ttl if ttl is not None else None
+        expires = expires_at(delivery, time.monotonic())
         return Outbound(message, now, room=room, ack=ack, delivery=delivery, expires=expires)
 
     def put(self, connection: Connection, outbound: Outbound) -> None:
@@ -83,6 +82,13 @@ class Outgoing:
         frame = self._finished(outbound, connection.wire)
         if connection.outbox.put(frame):
             self.counters["sent"] += 1
+
+    def put_relayed(self, connection: Connection, outbound: Outbound) -> None:
+        """As ``put``, for what another node has sent: one that cannot be sent here is counted."""
+        try:
+            self.put(connection, outbound)
+        except (BadMessage, MessageTooBig) as error:
+            self.undeliverable(error)
 
     def send_error(
         self,

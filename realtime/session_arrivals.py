@@ -16,7 +16,7 @@ import msgspec
 from realtime.codes import CloseCode
 from realtime.connection import Connection
 from realtime.cursors import Position
-from realtime.delivery import Delivery
+from realtime.delivery import Delivery, expires_at
 from realtime.errors import BadMessage, RealtimeError
 from realtime.message import CODECS, Outbound, Wire
 from realtime.recovery import Replay
@@ -45,7 +45,7 @@ def _frames(state: dict[str, Any], wire: Wire) -> list[bytes]:
     frames = []
     for body, options in zip(state["bodies"], state["options"], strict=True):
         delivery = None if options is None else msgspec.convert(options, Delivery)
-        expires = None if delivery is None or delivery.ttl is None else now + delivery.ttl
+        expires = expires_at(delivery, now)
         frames.append(Outbound.relayed({codec: body}, delivery=delivery, expires=expires).finished(wire))
     return frames
 

@@ -27,8 +27,8 @@ import msgspec
 
 from realtime.connection import Connection
 from realtime.conversation import moved
-from realtime.delivery import Perishable
-from realtime.errors import BadMessage, MessageTooBig, RealtimeError
+from realtime.delivery import Perishable, left_of
+from realtime.errors import BadMessage, RealtimeError
 from realtime.message import MSGPACK, Outbound, Wire
 from realtime.outbox import Outbox
 from realtime.session_wire import Refusal
@@ -85,10 +85,7 @@ def _options(frame: bytes) -> Any:
     """Return a frame's delivery options with what is left of ``ttl``, for another node; None if it has none."""
     if not isinstance(frame, Perishable):
         return None
-    delivery = frame.delivery
-    if frame.expires is not None:
-        delivery = msgspec.structs.replace(delivery, ttl=max(0.0, frame.expires - time.monotonic()))
-    return msgspec.to_builtins(delivery)
+    return msgspec.to_builtins(left_of(frame.delivery, frame.expires, time.monotonic()))
 
 
 class _Moving(NamedTuple):
@@ -283,9 +280,11 @@ class Departures:
         except RealtimeError as error:
             log.warning("client %s is not in all its rooms after it moved: %s", client_id, error)
 
-    def wait_until_seen(self, client_id: str) -> None:
+    def wait_until_seen(self, client_id: str, timeout: float = CLAIM_TIMEOUT) -> None:
         """Wait until a client that was handed over is seen at its new node. Switches."""
-        self._wait_until_seen(client_id, CLAIM_TIMEOUT)
+        deadline = time.monotonic() + timeout
+        while client_id in self._moving and time.monotonic() < deadline:
+            gevent.sleep(LOOK)
 
     def wait_for_members(self, room: str, timeout: float) -> None:
         """Wait until members of a room that were handed over are seen at their new nodes. Switches only for such.
@@ -296,12 +295,7 @@ class Departures:
         deadline = time.monotonic() + min(timeout / 2, CLAIM_TIMEOUT)
         for client_id, moving in list(self._moving.items()):
             if room in moving.rooms:
-                self._wait_until_seen(client_id, deadline - time.monotonic())
-
-    def _wait_until_seen(self, client_id: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while client_id in self._moving and time.monotonic() < deadline:
-            gevent.sleep(LOOK)
+                self.wait_until_seen(client_id, deadline - time.monotonic())
 
     def _ask_who_is_unaware(self, client_id: str, late: _Late) -> None:
         """Ask every node there is whether it sends here what is for the client; once none does, withdraw it.
@@ -360,15 +354,9 @@ class Departures:
         if moving is not None:  # where the cluster sees it until it is seen there is where it came from
             hub.cluster.forward(moving.node, client_id, message)
         elif client_id in hub.connections:  # it is home again
-            self._put(hub.connections[client_id], message)
+            hub.put_relayed(hub.connections[client_id], message)
         else:
             hub.cluster.forward(hub.cluster.home(client_id) or node, client_id, message)
-
-    def _put(self, client: Connection, message: Outbound) -> None:
-        try:
-            self._hub.put(client, message)
-        except (BadMessage, MessageTooBig) as error:
-            self._hub.undeliverable(error)
 
     def forward(self, client_id: str, message: Outbound) -> bool:
         """Another node sends to a client that has moved; False if it has not."""

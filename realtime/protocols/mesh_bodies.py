@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from realtime.config import KiB
-from realtime.delivery import Delivery
+from realtime.delivery import Delivery, left_of
 from realtime.errors import BadMessage, MeshError, MessageTooBig
 from realtime.message import MSGPACK
 
@@ -253,7 +253,7 @@ class ExpiringBody(bytes):
     def renewed(self, now: float) -> bytes:
         """Return it with what is left of its ``ttl``: as long as it was, because a float always takes 9 bytes."""
         message: Any = _decode_body(self)
-        delivery = msgspec.structs.replace(message.delivery, ttl=max(0.0, self.expires - now))
+        delivery = left_of(message.delivery, self.expires, now)
         return encode(msgspec.structs.replace(message, delivery=delivery))
 
 

@@ -26,6 +26,7 @@ from greenlet import GreenletExit
 
 from realtime.cluster import Cluster, ClusterNode, Entry, RoomAnswers, Then
 from realtime.cluster_node import LocalNode
+from realtime.delivery import expires_at
 from realtime.errors import ConnectionClosed, NotConfirmed, TimedOut, unknown_client
 from realtime.hub import Hub
 from realtime.message import CODECS, Mark, Outbound
@@ -141,7 +142,7 @@ class NetworkCluster(Cluster):
             self._hub.workers.submit(partial(self._run_call, action))
             return
         delivery = action.delivery
-        expires = None if delivery is None or delivery.ttl is None else monotonic() + delivery.ttl
+        expires = expires_at(delivery, monotonic())
         if isinstance(action, DeliverToClient):
             message = Outbound.relayed(action.bodies, delivery=delivery, expires=expires)
             self._local.deliver_to_client(action.client, message)
@@ -212,8 +213,7 @@ class NetworkCluster(Cluster):
     def _options(self, message: Outbound) -> dict[str, Any]:
         """Return what the core is told of a message's delivery: by its clock."""
         left = message.delivery_left(monotonic())
-        expires = None if left is None or left.ttl is None else self._live.network.now + left.ttl
-        return {"delivery": left, "expires": expires}
+        return {"delivery": left, "expires": expires_at(left, self._live.network.now)}
 
     def call_room(
         self,

@@ -13,6 +13,7 @@ import gevent
 from gevent.event import Event
 
 from realtime.cluster import ClusterNode
+from realtime.delivery import expires_at
 from realtime.errors import BadMessage, MessageTooBig, Reject
 from realtime.message import Mark, Outbound
 from realtime.outbox import Outbox
@@ -329,6 +330,6 @@ class Engine(LinkUser):
 
 def _relayed(action: DeliverToRoom | DeliverToClient, came_at: float) -> Outbound:
     delivery = action.delivery
-    expires = None if delivery is None or delivery.ttl is None else came_at + delivery.ttl
+    expires = expires_at(delivery, came_at)
     mark = Mark(*action.mark) if isinstance(action, DeliverToRoom) and action.mark is not None else None
     return Outbound.relayed(action.bodies, delivery=delivery, expires=expires, mark=mark)
