@@ -277,6 +277,7 @@ def test_a_node_with_nothing_to_say_is_kept_alive_by_pings(start: Start) -> None
     bob = start("bob", peers=[ann.address], options=options)
     ann.wait_for("mesh:joined", "bob")
     bob.wait_for("mesh:joined", "ann")
+    until(lambda: ann.counters["snapshots_sent"], "a node that is new is sent a snapshot, after it was announced")
     frames = ann.counters["frames_sent"]
     gevent.sleep(1.25 * options.down)
     assert [ann.seen[1:], bob.seen[1:]] == [[], []]
