@@ -9,7 +9,8 @@ kind     fields                                                meaning
 resume   epoch, known, received, wanted                        first of all: which session this is, which of the
                                                                peer's we know (0: none) and how much of it we
                                                                have; whether we want a snapshot
-data     sequence, acknowledged, number of bytes, the bytes    one reliable frame, and what we have of theirs
+data     sequence, acknowledged, number of bytes, the bytes    one reliable frame, and what we had of theirs when
+                                                               it was made, also where it is sent again
 ack      acknowledged                                          what we have of theirs
 gap      first, number                                         these will never come: we no longer have them
 news     number of bytes, the bytes                            of this link alone: who is there, and probes

@@ -40,17 +40,16 @@ class Peer:
         self.feed: SnapshotFeed | None = None
         """The snapshot under way to it."""
         self.unaware: dict[str, float] = {}
-        """Clients that have come here from other nodes, by the number of the frame that tells it: until that is
-        acknowledged, what comes from the peer was sent to a client's old node as well."""
+        """Clients that have come here from other nodes, by the number of the frame that tells it: what the peer made
+        before it heard that was sent to a client's old node as well."""
 
     def is_unaware_of(self) -> Collection[str]:
         """Return the clients that have come here of which the peer did not know when it sent what has just come.
 
-        Exact, as every reliable frame acknowledges what had arrived when it was made; but not for frames that are sent
-        again over a new link.
+        Exact, as every reliable frame acknowledges what had arrived when it was made, also where it is sent again.
         """
-        acknowledged = self.session.acknowledged
-        for client in [client for client, frame in self.unaware.items() if frame <= acknowledged]:
+        heard = self.session.heard
+        for client in [client for client, frame in self.unaware.items() if frame <= heard]:
             del self.unaware[client]
         return self.unaware
 

@@ -59,6 +59,7 @@ class Session:
         "_unacked_frames",
         "acknowledged",
         "epoch",
+        "heard",
         "open",
         "peer_epoch",
         "received",
@@ -74,11 +75,15 @@ class Session:
         """The highest sequence given out."""
         self.acknowledged = 0
         """The highest sequence the peer has, as far as known."""
+        self.heard = 0
+        """The highest sequence the peer had when it made the newest frame that has come. Less than ``acknowledged``
+        while it sends frames again that it made before."""
         self.received = 0
         """The highest sequence we have of the peer's."""
         self._resend = resend
         self._resend_frames = resend_frames
-        self._buffer: deque[bytes] = deque()  # the newest bodies; the last one's sequence is ``sent``
+        # the newest bodies, each with what was received when it was made; the last one's sequence is ``sent``
+        self._buffer: deque[tuple[int, bytes]] = deque()
         self._bytes = 0
         self._position = 0  # the highest sequence sent on the present link, or that the peer had when it began
         self._travelling = 0  # bytes sent again and not acknowledged
@@ -139,22 +144,20 @@ class Session:
             lost = Lost(first, last, max(0, last - max(first - 1, self._lost_to)))
             pieces.append(gap_frame(first, last - first + 1))
             self._position = self._lost_to = last
-        for body in islice(self._buffer, self._position - kept_from + 1, None):
+        for received, body in islice(self._buffer, self._position - kept_from + 1, None):
             if self._travelling >= WINDOW:
                 break
             self._position += 1
             self._travelling += len(body) + _FRAME_COST
             if isinstance(body, ExpiringBody):
                 body = body.renewed(now)
-            pieces += (data_header(self._position, self.received, len(body)), body)
-        if pieces:
-            self._said_ack()
+            pieces += (data_header(self._position, received, len(body)), body)
         return pieces, lost
 
     def _start_anew(self) -> None:
         self._buffer.clear()
         self._bytes = 0
-        self.sent = self.acknowledged = self.received = self._lost_to = self._position = 0
+        self.sent = self.acknowledged = self.received = self.heard = self._lost_to = self._position = 0
         self._said_ack()
 
     def abandon(self) -> None:
@@ -168,10 +171,10 @@ class Session:
         """Number a frame and keep it; return the header to be sent before it now, or None if it must wait."""
         self.sent = sequence = self.sent + 1
         buffer = self._buffer
-        buffer.append(body)
+        buffer.append((self.received, body))
         self._bytes += len(body) + _FRAME_COST
         while self._bytes > self._resend or len(buffer) > self._resend_frames:
-            freed = len(buffer.popleft()) + _FRAME_COST
+            freed = len(buffer.popleft()[1]) + _FRAME_COST
             self._bytes -= freed
             self._travelling = max(0, self._travelling - freed)  # its ack frees nothing any more
         if not self.open or self._position != sequence - 1:
@@ -200,7 +203,11 @@ class Session:
         buffer = self._buffer
         done = acknowledged - (self.sent - len(buffer))
         if done > 0:
-            freed = self._bytes if done == len(buffer) else sum(map(len, islice(buffer, done))) + done * _FRAME_COST
+            freed = (
+                self._bytes
+                if done == len(buffer)
+                else sum(len(body) for _, body in islice(buffer, done)) + done * _FRAME_COST
+            )
             self._bytes -= freed
             self._travelling = max(0, self._travelling - freed)
             if done == len(buffer):
@@ -225,14 +232,22 @@ class Session:
     def on_data(self, event: DataReceived, now: float) -> bool:
         """A frame came: tell whether it is new, and not one we have.
 
+        It acknowledges what the peer had when it made it, also where it is sent again: less than its resume said.
+
         :raises MeshError: frames before it are missing, or it acknowledges what cannot be.
         """
-        self.on_ack(event.acknowledged)
-        sequence = event.sequence
+        if not self.open:
+            raise MeshError("a frame before the resume")
+        sequence, heard = event.sequence, event.acknowledged
         if sequence != self.received + 1:
             if sequence <= 0 or sequence > self.received:
                 raise MeshError(f"frame {sequence} after {self.received}: some are missing")
             return False
+        if heard > self.acknowledged:
+            self.on_ack(heard)
+        elif heard < self.heard:
+            raise MeshError(f"frame {sequence} acknowledges {heard}, the one before it {self.heard}")
+        self.heard = heard
         self.received = sequence
         self._unacked_frames += 1
         self._unacked_bytes += len(event.body)

@@ -44,9 +44,11 @@ OPTIONS = MeshOptions()
 BOTH = {"json": b'{"n":1}', "msgpack": b"\x81\xa1n\x01"}
 
 
-def network(*names: str, options: MeshOptions = OPTIONS, **more: Routes) -> MeshNetwork:
+def network(
+    *names: str, options: MeshOptions = OPTIONS, delay: tuple[float, float] = (0.001, 0.01), **more: Routes
+) -> MeshNetwork:
     """Nodes that know the first one, and have found each other."""
-    made = MeshNetwork(7, options=options)
+    made = MeshNetwork(7, options=options, delay=delay)
     for name in names:
         made.add(name, seeds=names[:1], routes=more.get(name))
     made.run(3.0)
@@ -452,6 +454,33 @@ def test_a_stream_survives_broken_links_without_loss_or_repetition() -> None:
     assert ann.core.counters["frames_resent"] > 0
     assert told(ann, Gap) + told(bob, Gap) == []
     assert ann.core.nodes()[0].kept == 0
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_who_was_sent_a_message_at_its_old_node_is_passed_over_at_its_new_one(broken: bool) -> None:
+    """Also where the message is sent again by a node that has learned of the move since it made it."""
+    made = network("ann", "bob", "cyd", delay=(0.005, 0.006))
+    ann, bob, cyd = made.nodes.values()
+    for node, client in ((ann, "mover"), (cyd, "other")):
+        node.come(client)
+        node.join("r", client)
+    made.flush()
+    made.run(0.1)
+    cyd.come("mover")
+    cyd.join("r", "mover")
+    made.flush()
+    made.run(0.004)  # not yet arrived anywhere
+    bob.core.publish("r", "x", {"json": b"1"})
+    made.flush()
+    assert made.run_until(lambda: bob.core.home("mover") == "cyd", limit=1.0)
+    assert told(cyd, DeliverToRoom) == []  # it is still on its way
+    if broken:
+        made.break_link("bob", "cyd")
+    made.run(3.0)
+    assert bob.core.counters["frames_resent"] == broken
+    assert made.run_until(lambda: bool(told(cyd, DeliverToRoom)), limit=1.0)
+    [passed_over] = [action.except_ids for action in cyd.told if isinstance(action, DeliverToRoom)]
+    assert list(passed_over) == ["mover"]
 
 
 def test_past_the_buffer_both_sides_learn_how_much_is_lost_and_agree_again() -> None:

@@ -201,6 +201,26 @@ def test_a_frame_of_ours_saves_the_ack() -> None:
     assert subject.ack(9.0) is None
 
 
+def test_a_frame_that_is_sent_again_says_what_was_known_when_it_was_made() -> None:
+    subject = linked()
+    subject.send(b"lost on the way")
+    subject.on_data(DataReceived(1, 0, b"x"), 0.0)
+    subject.send(b"too")
+    linked_again(subject, 0)
+    assert subject.catch_up(0.0)[0] == [data_header(1, 0, 15), b"lost on the way", data_header(2, 1, 3), b"too"]
+
+
+def test_a_frame_that_comes_again_does_not_take_back_what_is_acknowledged() -> None:
+    subject = linked()
+    for _ in range(3):
+        subject.send(b"x")
+    linked_again(subject, 2)
+    assert subject.on_data(DataReceived(1, 0, b"made before the link broke"), 0.0)
+    assert (subject.heard, subject.acknowledged) == (0, 2)
+    assert subject.on_data(DataReceived(2, 3, b"made since"), 0.0)
+    assert (subject.heard, subject.acknowledged) == (3, 3)
+
+
 # What cannot be ----------------------------------------------------------------------------------------------
 
 
@@ -217,11 +237,11 @@ def test_acks_of_what_was_never_sent_or_less_than_before_are_refused(acknowledge
     subject = linked()
     for _ in range(3):
         subject.send(b"x")
-    subject.on_ack(1)
+    subject.on_data(DataReceived(1, 1, b"x"), 0.0)
     with pytest.raises(MeshError):
         subject.on_ack(acknowledged)
     with pytest.raises(MeshError):
-        subject.on_data(DataReceived(1, acknowledged, b"x"), 0.0)
+        subject.on_data(DataReceived(2, acknowledged, b"x"), 0.0)
 
 
 @pytest.mark.parametrize(
