@@ -86,10 +86,11 @@ class Watchdog:
                 continue
             held += period
             if held >= self._threshold and not warned:
-                warned = True
-                self._warn(ident, held)
+                warned = self._warn(ident, held)
+                held = 0.0  # a handler may begin to hold it in the very turn in which the machine has
 
-    def _warn(self, ident: int, held: float) -> None:
+    def _warn(self, ident: int, held: float) -> bool:
+        """Tell who holds the loop; return whether it is anybody."""
         frame = sys._current_frames().get(ident)
         try:
             culprit = _culprit(frame)
@@ -98,9 +99,10 @@ class Watchdog:
         if culprit is None:
             # nobody's handler: mostly the machine that gave this process no time
             log.debug("the event loop stood still for more than %.0f ms", held * 1000)
-        else:
-            self.count += 1
-            log.warning("the event loop is held for more than %.0f ms by %s", held * 1000, culprit)
+            return False
+        self.count += 1
+        log.warning("the event loop is held for more than %.0f ms by %s", held * 1000, culprit)
+        return True
 
 
 def _culprit(frame: FrameType | None) -> str | None:
