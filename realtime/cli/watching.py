@@ -36,7 +36,8 @@ class ImportReporter:
         return cls(int(value)) if value is not None else None
 
     def report(self) -> None:
-        """Tell of the files that were imported since the last time; of those in a traceback, too, if one is handled."""
+        """Tell of the files that were imported since the last time. If an exception is handled, also of those in its
+        traceback, and of where a module may appear that they did not find."""
         for path in self._files():
             if path in self._told:
                 continue
@@ -67,9 +68,12 @@ class ImportReporter:
                 yield os.path.abspath(path)
         error = sys.exc_info()[1]
         while error is not None:
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                if self._is_ours(frame.f_code.co_filename):
-                    yield os.path.abspath(frame.f_code.co_filename)
+            files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+            importing = [os.path.abspath(path) for path in files if self._is_ours(path)]
+            yield from importing
+            if isinstance(error, ModuleNotFoundError) and error.name and importing:
+                missing = os.path.abspath(error.name.replace(".", os.sep))
+                yield from (f"{missing}.py", os.path.join(missing, "__init__.py"))
             if isinstance(error, SyntaxError) and error.filename and self._is_ours(error.filename):
                 yield os.path.abspath(error.filename)
             error = error.__cause__ or error.__context__

@@ -85,6 +85,19 @@ def test_code_that_does_not_run_waits_for_the_next_change(folder: Path) -> None:
         assert program.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("name", ["newcomer", "newcomer.__init__", "shop.newcomer"])
+def test_a_module_that_is_imported_before_it_is_written_is_waited_for(folder: Path, name: str) -> None:
+    app(folder, "", "shop.__init__")
+    imported = name.removesuffix(".__init__")
+    app(folder, f"from {imported} import ANSWER\n", "answers")
+    with serving(folder, "app", "--reload") as program:
+        program.wait_for("ModuleNotFoundError: ")
+        program.wait_for(WAITING)
+        answering(folder, "written", name)
+        assert answer_of(program) == "written"
+        assert program.stop() == 0
+
+
 def test_an_application_that_is_broken_from_the_start_is_waited_for(tmp_path: Path) -> None:
     with serving(app(tmp_path, "kernel = (\n"), "app", "--reload") as program:
         program.wait_for(WAITING)
