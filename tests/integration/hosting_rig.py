@@ -72,16 +72,16 @@ class Host:
         until(lambda: len(self.workers().difference(without)) == count, lambda: "".join(self.program.output))
 
 
-def start(command: list[str]) -> Program:
+def start(command: list[str], *, own_session: bool = False) -> Program:
     module(command[0])
     module("geventwebsocket")
-    return Program("-m", *command, cwd=HERE)
+    return Program("-m", *command, cwd=HERE, own_session=own_session)
 
 
 def stop(program: Program) -> None:
     """It ends in order, and has nothing to complain of."""
     code = program.stop(signal.SIGTERM)
-    output = "".join(program.output)
+    output = program.await_silence()
     assert code in (0, -signal.SIGTERM), output  # Flask's server leaves SIGTERM to the system
     complain_of_faults(output, "Traceback")
 

@@ -31,9 +31,10 @@ class Program:
     :param script: its file, or ``"-m"`` and then a module; run with the interpreter of the tests.
     :param arguments: of its command line.
     :param cwd: where it is started.
+    :param own_session: as from a terminal of its own: see :meth:`interrupt_all`.
     """
 
-    def __init__(self, script: Path | str, *arguments: str, cwd: Path = ROOT) -> None:
+    def __init__(self, script: Path | str, *arguments: str, cwd: Path = ROOT, own_session: bool = False) -> None:
         self.output: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         # with PYTHONUNBUFFERED print() writes the end of a line by itself: lines of several processes would mix
@@ -45,6 +46,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=own_session,
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -87,6 +89,17 @@ class Program:
         """Send a signal and return the exit code."""
         self._process.send_signal(number)
         return self._process.wait(PATIENCE)
+
+    def interrupt_all(self) -> int:
+        """Send SIGINT to it and all its children in one moment, as Ctrl-C in a terminal; return the exit code."""
+        os.killpg(self._process.pid, signal.SIGINT)
+        return self._process.wait(PATIENCE)
+
+    def await_silence(self) -> str:
+        """Return all its output, once it and all its children have ended: what they said last may still be read."""
+        self._reader.join(PATIENCE)
+        assert not self._reader.is_alive(), self.text
+        return self.text
 
     def __enter__(self) -> Program:
         return self
