@@ -144,12 +144,18 @@ def gunicorn(environment: Environment, tmp_path: Path) -> Iterator[Path]:
     options = ["-k", "gevent", "-b", f"unix:{place}", "--no-control-socket", "app:application"]
     with log, subprocess.Popen([environment.program("gunicorn"), *options], cwd=tmp_path, stderr=log) as server:
         try:
-            until(lambda: place.exists() or server.poll() is not None)
+            until(lambda: listens(place) or server.poll() is not None)
             assert server.poll() is None, (tmp_path / "log").read_text()
             yield place
         finally:
             server.terminate()
             server.wait(PATIENCE)
+
+
+def listens(place: Path) -> bool:
+    """Tell whether somebody does: the file is there before."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(place)) == 0
 
 
 def test_the_extra_for_gunicorn_is_all_its_workers_need(gunicorn: Path) -> None:
