@@ -57,7 +57,9 @@ def app(folder: Path, text: str, name: str = "app") -> Path:
     """Write a module; return the folder to start the command in."""
     path = folder.joinpath(*name.split(".")).with_suffix(".py")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(textwrap.dedent(text))
+    written = path.with_suffix(".new")
+    written.write_text(textwrap.dedent(text))
+    written.replace(path)  # in one step: who watches the file must not find it empty
     return folder
 
 
@@ -89,7 +91,7 @@ def said_by(*arguments: str) -> tuple[int, str]:
 
 
 def connect(url: str, **options: Any) -> ClientConnection:
-    made: ClientConnection = module("websockets.sync.client").connect(url, **options)
+    made: ClientConnection = module("websockets.sync.client").connect(url, open_timeout=PATIENCE, **options)
     return made
 
 

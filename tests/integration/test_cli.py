@@ -91,7 +91,8 @@ def test_the_watchdog_names_a_handler_that_never_waits(tmp_path: Path) -> None:
     text = f"""{KERNEL}
 @kernel.on("spin")
 def spin(message, context, toolkit):
-    while not kernel.stats()["blocked_loops"]:
+    before = kernel.stats()["blocked_loops"]  # whatever held it at the start
+    while kernel.stats()["blocked_loops"] == before:
         pass
 """
     with serving(app(tmp_path, text)) as program, connect(program.wait_for(SOCKET)[1]) as client:
@@ -123,7 +124,7 @@ def test_tls_works_on_both_sides_of_a_patched_server(tmp_path: Path) -> None:
     authority.configure_trust(trusting)
     with (
         serving(app(tmp_path, text)) as program,
-        TLSPeer(program.wait_for(SOCKET)[1], trusting) as client,
+        TLSPeer(program.wait_for(SOCKET)[1], trusting, open_timeout=PATIENCE) as client,
     ):
         assert ask(client, "context") == "TLSv1_3"
         assert program.stop() == 0
