@@ -196,6 +196,8 @@ def count(message, context, toolkit):
     try:
         for number in range(message.payload or 1_000_000):
             yield number
+            if not message.payload:
+                time.sleep(0.01)  # or who is kept from reading for a moment has missed too much
     finally:
         toolkit.broadcast({{"type": "count:ended"}})
     return "done"
