@@ -151,6 +151,7 @@ class Workers:
         deadline = perf_counter() + timeout
         while not done():
             if perf_counter() >= deadline:
-                return False
+                gevent.sleep(0)  # what was due while this process was held up gets its turn
+                return done()
             gevent.sleep(0.002)
         return True

@@ -10,6 +10,7 @@ import gevent
 from realtime.errors import TimedOut
 from realtime.kernel import RealtimeKernel, TransportLike
 from realtime.transports.memory import MemoryClient, MemoryTransport
+from realtime.transports.memory_client import PATIENCE
 
 __all__ = ["KernelTest"]
 
@@ -64,7 +65,7 @@ class KernelTest:
         """Connect a client: see ``MemoryTransport.connect``."""
         return self.transport.connect(identity=identity, metadata=metadata, codec=codec, remote_address=remote_address)
 
-    def settle(self, timeout: float = 1.0) -> None:
+    def settle(self, timeout: float = PATIENCE) -> None:
         """Wait until no handler runs and all they sent has arrived: then what did not come will not come.
 
         :raises TimedOut: a handler still runs, or waits for a client.

@@ -22,9 +22,11 @@ from realtime import Admission, ConfigurationError, Context, Message, RealtimeKe
 from realtime.integrations.flask import Realtime
 from realtime.integrations.flask_context import Handshake
 from realtime.testing import KernelTest
+from realtime.testing.peers import wait_until
 from realtime.transports.memory import MemoryClient
 
 Connect = Callable[..., MemoryClient]
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def ask(client: MemoryClient, type_: str, **fields: Any) -> dict[str, Any]:
     client.send({"type": type_, "ack": type_, **fields})
     items = []
     while True:
-        message = client.receive(timeout=5)
+        message = client.receive(timeout=PATIENCE)
         if message["type"] == "system:stream":
             items.append(message["payload"]["item"])
         elif message["payload"].get("ack") == type_:
@@ -156,13 +158,13 @@ def test_a_message_that_is_waited_for_has_contexts_of_its_own(realtime: Realtime
     @realtime.on("ask")
     def question(message: Message, context: Context, toolkit: Toolkit) -> list[str]:
         toolkit.reply("and?")
-        return [toolkit.wait_for("answer", timeout=5).payload, g.noted]
+        return [toolkit.wait_for("answer", timeout=PATIENCE).payload, g.noted]
 
     client = connect(name="Ada")
     client.send({"type": "ask", "ack": 1})
-    client.receive(timeout=5)
+    client.receive(timeout=PATIENCE)
     client.send({"type": "answer", "payload": "yes"})
-    assert client.receive(timeout=5)["payload"]["result"] == ["yes", "ask"]
+    assert client.receive(timeout=PATIENCE)["payload"]["result"] == ["yes", "ask"]
     assert seen == [("ask", None, "Ada"), ("answer", None, "Ada")]
 
 
@@ -185,9 +187,9 @@ def test_a_stream_keeps_its_contexts_to_the_end(
     for client in (ada, grace):
         client.send({"type": "stream", "ack": 1})
     for client, name in ((ada, "Ada"), (grace, "Grace")):
-        items = [client.receive(timeout=5)["payload"]["item"] for _ in range(3)]
+        items = [client.receive(timeout=PATIENCE)["payload"]["item"] for _ in range(3)]
         assert [item[:2] for item in items] == [[name, 1], [name, 2], [name, 3]]
-        assert client.receive(timeout=5)["payload"] == {"ack": 1, "result": "7"}
+        assert client.receive(timeout=PATIENCE)["payload"] == {"ack": 1, "result": "7"}
     assert ended == [None, None]
 
 
@@ -214,9 +216,9 @@ def test_teardown_functions_run_however_a_stream_ends(
 
     client = connect(name="Ada")
     client.send({"type": "endless", "ack": 1})
-    assert client.receive(timeout=5)["payload"]["item"] == "Ada"
+    assert client.receive(timeout=PATIENCE)["payload"]["item"] == "Ada"
     client.send({"type": "system:cancel", "payload": {"ack": 1}})
-    while client.receive(timeout=5)["type"] != "system:error":
+    while client.receive(timeout=PATIENCE)["type"] != "system:error":
         pass
     running.settle()
     assert ended[0] == "closed for Ada"
@@ -224,7 +226,7 @@ def test_teardown_functions_run_however_a_stream_ends(
     assert ask(client, "breaking")["code"] == "internal_error"
     assert ended[2:] == ["KeyError"]
     client.send({"type": "endless"})  # without an ack it never begins
-    assert client.receive(timeout=5)["payload"]["code"] == "bad_message"
+    assert client.receive(timeout=PATIENCE)["payload"]["code"] == "bad_message"
     running.settle()
     assert ended[3:] == ["NoneType"]
 
@@ -269,7 +271,7 @@ def test_handlers_of_one_client_at_the_same_time_do_not_meet(realtime: Realtime,
     client = connect()
     for number in range(5):
         client.send({"type": "slow", "payload": number, "ack": number})
-    answers = [client.receive(timeout=5)["payload"] for _ in range(5)]
+    answers = [client.receive(timeout=PATIENCE)["payload"] for _ in range(5)]
     assert all(answer["ack"] == answer["result"] for answer in answers)
 
 
@@ -457,13 +459,13 @@ def test_reaching_clients_needs_no_context(realtime: Realtime, running: KernelTe
     assert realtime.broadcast({"type": "b"}, "tea", except_ids=[client_id]) == 0
     assert realtime.broadcast({"type": "c"}, "tea") == 1
     realtime.send(client_id, {"type": "d"})
-    assert [client.receive(timeout=5)["type"] for _ in range(3)] == ["a", "c", "d"]
-    asking = gevent.spawn(realtime.call, client_id, {"type": "sure?"}, timeout=5)
-    question = client.receive(timeout=5)
+    assert [client.receive(timeout=PATIENCE)["type"] for _ in range(3)] == ["a", "c", "d"]
+    asking = gevent.spawn(realtime.call, client_id, {"type": "sure?"}, timeout=PATIENCE)
+    question = client.receive(timeout=PATIENCE)
     client.send({"type": "system:ack", "payload": {"ack": question["ack"], "result": "yes"}})
-    assert asking.get(timeout=5) == "yes"
+    assert asking.get(timeout=PATIENCE) == "yes"
     realtime.disconnect(client_id, reason="enough")
-    assert client.wait_closed(timeout=5) == 4500
+    assert client.wait_closed(timeout=PATIENCE) == 4500
 
 
 def test_what_belongs_to_the_connection_is_not_kept(app: Flask) -> None:
@@ -497,9 +499,9 @@ def test_the_example_of_the_readme_works() -> None:
     with KernelTest(realtime.kernel) as running:
         client = running.connect(identity=Admission(None, handshake(app, name="Ada")))
         client.send({"type": "chat:message", "payload": "hi"})
-        assert client.receive(timeout=5)["payload"] == {"from": "Ada", "body": "hi"}
+        assert client.receive(timeout=PATIENCE)["payload"] == {"from": "Ada", "body": "hi"}
         assert app.test_client().post("/announce", data={"text": "tea"}).status_code == 204
-        assert client.receive(timeout=5)["payload"] == "tea"
+        assert client.receive(timeout=PATIENCE)["payload"] == "tea"
 
 
 # Tasks -----------------------------------------------------------------------------------------------------
@@ -534,8 +536,7 @@ def test_a_task_may_be_given_from_a_native_thread(realtime: Realtime, running: K
         idents.append(realtime.kernel.home.is_here())
 
     in_thread(realtime.spawn, work)
-    running.settle()
-    gevent.sleep(0)
+    wait_until(lambda: idents)
     assert idents == [True]
 
 

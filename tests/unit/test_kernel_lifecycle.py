@@ -11,6 +11,9 @@ from gevent.event import Event
 
 from realtime import ConfigurationError, ConnectionClosed, Limits, NotRunning, RealtimeKernel, TimedOut, Transport
 from realtime.testing import KernelTest, MemoryTransport
+from realtime.testing.peers import wait_until
+
+PATIENCE = 60.0
 
 
 class Scripted(Transport):
@@ -199,16 +202,16 @@ def test_stopping_tells_every_client_to_come_back(kernel_test: KernelTest) -> No
 
 def test_stopping_lets_handlers_finish_and_answers_arrive(kernel_test: KernelTest) -> None:
     go = Event()
-    kernel_test.kernel.on("work", lambda message, context, toolkit: go.wait(5))
+    kernel_test.kernel.on("work", lambda message, context, toolkit: go.wait(PATIENCE))
     client = kernel_test.connect()
     client.send({"type": "work", "ack": 1})
     gevent.sleep(0)
-    stopping = gevent.spawn(kernel_test.kernel.stop, 5)
+    stopping = gevent.spawn(kernel_test.kernel.stop, PATIENCE)
     gevent.sleep(0)
     with pytest.raises(NotRunning):
         kernel_test.connect()
     go.set()
-    stopping.get(timeout=5)
+    stopping.get(timeout=PATIENCE)
     assert client.receive()["payload"] == {"ack": 1, "result": True}
     assert client.wait_closed() == 4013
 
@@ -254,7 +257,7 @@ def test_a_handler_can_stop_the_kernel(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
     client.send({"type": "stop"})
     assert client.wait_closed() == 4013
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while kernel_test.kernel.hub._workers is not None and time.monotonic() < deadline:
         gevent.sleep(0)
     assert not kernel_test.kernel.running
@@ -340,27 +343,32 @@ def test_a_handler_that_holds_the_loop_is_named_in_the_log(caplog: pytest.LogCap
 
     @kernel.on("compute")
     def compute_pi_the_hard_way(message: Any, context: Any, toolkit: Any) -> None:
-        deadline = time.monotonic() + 10
-        while not kernel._watchdog.count and time.monotonic() < deadline:
+        deadline = time.monotonic() + PATIENCE
+        while not held_by("compute_pi_the_hard_way") and time.monotonic() < deadline:
             pass
+        time.sleep(0.1)  # which is the same hold still
+
+    def held_by(whom: str) -> list[str]:
+        said = [record.getMessage() for record in tuple(caplog.records)]
+        return [text for text in said if "event loop is held" in text and whom in text]
 
     with KernelTest(kernel) as kernel_test:
-        kernel_test.connect().call("compute", timeout=15)
-        assert kernel.stats()["blocked_loops"] == 1
-    (warning,) = [record.getMessage() for record in caplog.records if "event loop is held" in record.getMessage()]
-    assert "compute_pi_the_hard_way" in warning
+        kernel_test.connect().call("compute", timeout=2 * PATIENCE)
+        # a machine that gives us no time may make others hold the loop too
+        wait_until(lambda: kernel.stats()["blocked_loops"] == len(held_by("")))
+    (warning,) = held_by("compute_pi_the_hard_way")
     assert "test_kernel_lifecycle.py" in warning
 
 
 def test_a_loop_that_only_waits_is_not_held() -> None:
-    kernel = RealtimeKernel(limits=Limits(blocked_loop=0.05))
+    kernel = RealtimeKernel(limits=Limits(blocked_loop=0.5))  # a busy machine may hold us for a tenth of that
     with KernelTest(kernel) as kernel_test:
         client = kernel_test.connect()
         with pytest.raises(TimedOut):
             client.receive(timeout=0.01)
         before = kernel.stats()["blocked_loops"]
         with pytest.raises(TimedOut):
-            client.receive(timeout=0.3)
+            client.receive(timeout=0.8)
         assert kernel.stats()["blocked_loops"] == before
 
 

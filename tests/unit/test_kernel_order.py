@@ -12,6 +12,8 @@ from gevent.event import Event
 from realtime import Limits, RealtimeKernel, TimedOut
 from realtime.testing import KernelTest
 
+PATIENCE = 60.0
+
 
 def test_messages_of_a_client_are_handled_in_order_though_handlers_wait(kernel_test: KernelTest) -> None:
     done: list[int] = []
@@ -31,7 +33,7 @@ def test_messages_of_a_client_are_handled_in_order_though_handlers_wait(kernel_t
 
 def test_clients_do_not_wait_for_each_other(kernel_test: KernelTest) -> None:
     go = Event()
-    kernel_test.kernel.on("wait", lambda message, context, toolkit: go.wait(5))
+    kernel_test.kernel.on("wait", lambda message, context, toolkit: go.wait(PATIENCE))
     kernel_test.kernel.on("echo", lambda message, context, toolkit: message.payload)
     waiting, other = kernel_test.connect(), kernel_test.connect()
     waiting.send({"type": "wait", "ack": 1})
@@ -43,7 +45,7 @@ def test_clients_do_not_wait_for_each_other(kernel_test: KernelTest) -> None:
 
 def test_a_concurrent_handler_lets_later_messages_pass(kernel_test: KernelTest) -> None:
     go = Event()
-    kernel_test.kernel.on("wait", lambda message, context, toolkit: go.wait(5), concurrent=True)
+    kernel_test.kernel.on("wait", lambda message, context, toolkit: go.wait(PATIENCE), concurrent=True)
     kernel_test.kernel.on("echo", lambda message, context, toolkit: message.payload)
     client = kernel_test.connect()
     for number in range(3):
@@ -62,7 +64,7 @@ def test_concurrent_handlers_of_a_client_are_bounded() -> None:
     def work(message: Any, context: Any, toolkit: Any) -> None:
         running[0] += 1
         most[0] = max(most[0], running[0])
-        go.wait(5)
+        go.wait(PATIENCE)
         running[0] -= 1
 
     with KernelTest(kernel) as kernel_test:
@@ -107,7 +109,7 @@ def test_what_a_threadpool_handler_returns_or_raises_is_the_answer(kernel_test: 
 def test_past_the_inbox_the_client_is_not_read_from() -> None:
     kernel = RealtimeKernel(limits=Limits(inbox=4))
     go = Event()
-    kernel.on("wait", lambda message, context, toolkit: go.wait(5))
+    kernel.on("wait", lambda message, context, toolkit: go.wait(PATIENCE))
     with KernelTest(kernel) as kernel_test:
         client = kernel_test.connect()
         client.send({"type": "wait"})

@@ -29,6 +29,8 @@ from realtime.outbox import Outbox
 from realtime.testing import KernelTest
 from realtime.transports.base import Transport
 
+PATIENCE = 60.0
+
 
 def time_out() -> None:
     with gevent.Timeout(0.001):
@@ -85,7 +87,7 @@ def test_a_concurrent_message_does_not_wait_for_one_in_line(kernel_test: KernelT
 
     def in_line(message: Any, context: Any, toolkit: Any) -> None:
         order.append(f"begin {message.payload}")
-        release.wait(2)
+        release.wait(PATIENCE)
         order.append(f"end {message.payload}")
 
     kernel_test.kernel.on("line", in_line)
@@ -151,17 +153,22 @@ def test_a_wait_has_one_deadline_however_many_messages_middleware_stops(kernel_t
     @kernel_test.kernel.on("wait")
     def wait(message: Any, context: Any, toolkit: Any) -> str:
         with pytest.raises(TimedOut):
-            toolkit.wait_for("next", timeout=0.2)
+            toolkit.wait_for("next", timeout=message.payload)
         return "timed out"
 
     client = kernel_test.connect()
-    client.send({"type": "wait", "ack": "w"})
-    answers = []
-    with gevent.Timeout(5):
-        while not answers or answers[-1]["ack"] != "w":
-            client.send({"type": "next", "ack": len(answers)})
-            answers.append(client.receive()["payload"])
-            gevent.sleep(0.01)
+    answers: list[Any] = []
+    for timeout in (0.2, 2.0, 20.0):
+        answers.clear()
+        client.send({"type": "wait", "ack": "w", "payload": timeout})
+        with gevent.Timeout(PATIENCE):
+            while not answers or answers[-1]["ack"] != "w":
+                client.send({"type": "next", "ack": len(answers)})
+                answers.append(client.receive()["payload"])
+                gevent.sleep(0.01)
+        if len(answers) > 3:  # else we were held up for longer than it waited
+            break
+        client.receive()  # what came after it
     assert answers[0] == {"ack": 0, "result": "stopped"}
     assert answers[-1] == {"ack": "w", "result": "timed out"}
 
@@ -448,19 +455,19 @@ def test_a_second_stop_returns_when_the_first_is_done() -> None:
     @kernel.on("slow")
     def slow(message: Any, context: Any, toolkit: Any) -> None:
         entered.set()
-        release.wait(5)
+        release.wait(PATIENCE)
 
     kernel_test = KernelTest(kernel)
     kernel_test.start()
     kernel_test.connect().send({"type": "slow"})
     assert entered.wait(20)
-    stops = [gevent.spawn(kernel.stop, 5) for _ in range(2)]
+    stops = [gevent.spawn(kernel.stop, PATIENCE) for _ in range(2)]
     gevent.sleep(0)
     with pytest.raises(ConfigurationError, match="stopping"):
         kernel.start()
     assert not any(stop.ready() for stop in stops)
     release.set()
-    gevent.joinall(stops, timeout=5, raise_error=True)
+    gevent.joinall(stops, timeout=PATIENCE, raise_error=True)
     assert all(stop.successful() for stop in stops)
     kernel_test.stop()
 
@@ -477,7 +484,7 @@ def test_a_stop_that_makes_no_sense_changes_nothing(timeout: Any) -> None:
 
 def test_a_stop_that_is_cut_short_still_stops_the_transports() -> None:
     events: list[str] = []
-    busy = Event()
+    own = gevent.Timeout(PATIENCE, False)
 
     class Noted(Transport):
         def on_start(self) -> None:
@@ -487,14 +494,17 @@ def test_a_stop_that_is_cut_short_still_stops_the_transports() -> None:
             events.append("stop")
 
         def closing(self) -> int:
-            busy.set()
+            if not own.pending:
+                own.start()
+                gevent.get_hub().loop.run_callback(gevent.getcurrent().throw, own)
             return 1  # never done
 
     kernel = RealtimeKernel([Noted()], log_level="critical")
     kernel.start()
-    with gevent.Timeout(0.02, False):
-        kernel.stop(30)
-    assert busy.is_set()
+    with pytest.raises(gevent.Timeout) as caught:
+        kernel.stop(PATIENCE)
+    own.close()
+    assert caught.value is own
     assert events == ["start", "stop"]
     assert not kernel.running
 
@@ -506,7 +516,7 @@ def test_a_kernel_that_is_stopped_while_it_starts_stays_stopped() -> None:
     class Slow(Transport):
         def on_start(self) -> None:
             entered.set()
-            release.wait(2)
+            release.wait(PATIENCE)
 
         def on_stop(self) -> None:
             events.append("stop")
@@ -550,7 +560,7 @@ def test_starting_says_what_is_not_patched(caplog: Any) -> None:
 
 def test_clients_are_told_to_go_in_batches_with_hints_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drain, "BATCH", 3)
-    kernel_test = KernelTest(RealtimeKernel(log_level="critical"))
+    kernel_test = KernelTest(RealtimeKernel(log_level="critical"), stop_timeout=PATIENCE)
     kernel_test.start()
     clients = [kernel_test.connect() for _ in range(8)]
     told: list[int] = []

@@ -106,7 +106,7 @@ def test_the_default_timeout_is_the_limits() -> None:
 def test_a_timeout_of_the_callers_own_is_not_ours_to_swallow(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.001) as own:
-        kernel_test.kernel.call(client.id, {"type": "q"}, timeout=5)
+        kernel_test.kernel.call(client.id, {"type": "q"}, timeout=60)
     assert caught.value is own
 
 
@@ -145,7 +145,7 @@ def test_an_answer_to_nothing_is_refused(kernel_test: KernelTest, payload: Any) 
 
 def test_an_answer_for_another_client_is_not_taken(kernel_test: KernelTest) -> None:
     ann, eve = kernel_test.connect(), kernel_test.connect()
-    call = gevent.spawn(kernel_test.kernel.call, ann.id, {"type": "q"}, timeout=5)
+    call = gevent.spawn(kernel_test.kernel.call, ann.id, {"type": "q"}, timeout=60)
     question = ann.receive()
     eve.answer(question, "forged")
     assert not call.ready()
@@ -238,10 +238,10 @@ def hold_the_loop_until(due: float) -> None:
 
 def test_a_message_that_comes_together_with_the_timeout_is_not_lost(kernel_test: KernelTest, noted: list[Any]) -> None:
     client = kernel_test.connect()
+    timer = gevent.get_hub().loop.timer(0.01)  # before the other one begins, however long we are held up in between
+    timer.start(client.send, {"type": "name", "payload": "just in time"})
     client.send({"type": "wait", "payload": {"event": "name", "timeout": 0.02}, "ack": 1})
     gevent.sleep(0)
-    timer = gevent.get_hub().loop.timer(0.01)
-    timer.start(client.send, {"type": "name", "payload": "just in time"})
     hold_the_loop_until(time.perf_counter() + 0.03)  # now both are due in one turn, the message first
     assert client.receive()["payload"] == {"ack": 1, "result": ["name", "just in time", {}]}
     timer.close()
@@ -249,11 +249,17 @@ def test_a_message_that_comes_together_with_the_timeout_is_not_lost(kernel_test:
 
 def test_an_answer_that_comes_together_with_the_timeout_is_not_lost(kernel_test: KernelTest) -> None:
     client = kernel_test.connect()
-    call = gevent.spawn(kernel_test.kernel.call, client.id, {"type": "q"}, timeout=0.02)
-    question = client.receive()
-    timer = gevent.get_hub().loop.timer(0.01)
-    timer.start(client.answer, question, "just in time")
-    hold_the_loop_until(time.perf_counter() + 0.03)
+    for due in (0.01, 1.0, 10.0):
+        call = gevent.spawn(kernel_test.kernel.call, client.id, {"type": "q"}, timeout=2 * due)
+        began = time.perf_counter()
+        question = client.receive()
+        timer = gevent.get_hub().loop.timer(due)
+        timer.start(client.answer, question, "just in time")
+        if time.perf_counter() < began + 0.5 * due:
+            break
+        timer.close()  # we were held up, and the answer may be due after the timeout
+        call.kill()
+    hold_the_loop_until(time.perf_counter() + 2.5 * due)
     assert call.get(timeout=20) == "just in time"
     timer.close()
 
@@ -296,8 +302,8 @@ def test_a_whole_conversation_is_straight_line_code(kernel_test: KernelTest) -> 
     @kernel_test.kernel.on("order")
     def order(message: Any, context: Any, toolkit: Any) -> Any:
         toolkit.reply("what size?")
-        size = toolkit.wait_for("size", timeout=5).payload
-        if not toolkit.call(context.id, {"type": "sure?", "payload": size}, timeout=5):
+        size = toolkit.wait_for("size", timeout=60).payload
+        if not toolkit.call(context.id, {"type": "sure?", "payload": size}, timeout=60):
             return "cancelled"
         return f"one {size} pizza"
 

@@ -159,7 +159,7 @@ def test_a_node_that_has_not_seen_a_move_is_asked_again(nodes: list[Node], monke
     mover, welcome = nodes[0].connect()
     wait_until(lambda: all(node.kernel.presence.list() for node in nodes))
     slow = nodes[2].local
-    monkeypatch.setattr("realtime.session_departures.AWARE_TIMEOUT", 0.05)
+    monkeypatch.setattr("realtime.session_departures.AWARE_TIMEOUT", PATIENCE)
     asked: list[Any] = []
 
     def blind(arguments: Any) -> bool:

@@ -17,6 +17,8 @@ from realtime.delivery import Delivery, Perishable
 from realtime.flusher import Flusher
 from realtime.outbox import CONTROL_ROOM, FLUSH_AT, WRITE_AT_ONCE, Outbox
 
+PATIENCE = 60.0
+
 
 class Loop:
     """A loop whose turns are taken by hand."""
@@ -600,23 +602,23 @@ def test_who_waits_for_room_goes_on_when_the_socket_has_taken_enough() -> None:
     bench = Bench(room=0)
     bench.outbox.put(b"x" * 90)
     bench.loop.turn()
-    waiting = gevent.spawn(bench.outbox.wait_for_room, 5, 50)
+    waiting = gevent.spawn(bench.outbox.wait_for_room, PATIENCE, 50)
     gevent.sleep(0)
     bench.open_up(20)  # below the mark, but fifty more would not fit
     gevent.sleep(0)
     assert not waiting.ready()
     bench.open_up(20)
-    assert waiting.get(timeout=20) is True
+    assert waiting.get(timeout=PATIENCE) is True
 
 
 def test_who_waits_for_room_goes_on_when_the_connection_is_closed() -> None:
     bench = Bench(room=0)
     bench.outbox.put(b"x" * 90)
     bench.loop.turn()
-    waiting = gevent.spawn(bench.outbox.wait_for_room, 5)
+    waiting = gevent.spawn(bench.outbox.wait_for_room, PATIENCE)
     gevent.sleep(0)
     bench.outbox.close()
-    assert waiting.get(timeout=20) is True
+    assert waiting.get(timeout=PATIENCE) is True
 
 
 def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
@@ -625,7 +627,7 @@ def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
     bench.loop.turn()
 
     def send() -> bool:
-        return bench.outbox.wait_for_room(5, 40) and bench.outbox.put(b"y" * 40)
+        return bench.outbox.wait_for_room(PATIENCE, 40) and bench.outbox.put(b"y" * 40)
 
     senders = [gevent.spawn(send) for _ in range(5)]
     gevent.sleep(0)
@@ -636,7 +638,7 @@ def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
         bench.open_up(60)
         gevent.sleep(0)
         gevent.sleep(0)
-    assert [sender.get(timeout=20) for sender in senders] == [True] * 5
+    assert [sender.get(timeout=PATIENCE) for sender in senders] == [True] * 5
     assert bench.counters["closed_slow_consumer"] == 0
 
 
@@ -645,11 +647,11 @@ def test_what_is_put_beyond_the_limit_keeps_its_place_and_takes_room_from_nobody
     bench.outbox.put(b"x" * 60)
     bench.loop.turn()
     assert bench.outbox.put_beyond(b"y" * 60)
-    waiting = gevent.spawn(bench.outbox.settle, 60, 5)
+    waiting = gevent.spawn(bench.outbox.settle, 60, PATIENCE)
     gevent.sleep(0)
     assert bench.outbox.put(b"z" * 40)  # it fits, as it would have without what waits
     bench.open_up(60)
-    assert waiting.get(timeout=20) is True
+    assert waiting.get(timeout=PATIENCE) is True
     bench.open_up()
     assert bench.sink.written == b"x" * 60 + b"y" * 60 + b"z" * 40
     assert bench.outbox.limit == 100
@@ -671,7 +673,7 @@ def test_who_waits_is_told_when_the_socket_took_whole_frames_and_not_all() -> No
     for _ in range(2):
         bench.outbox.put(b"x" * 50)
     bench.loop.turn()
-    waiting = gevent.spawn(bench.outbox.wait_for_room, 20, 10)
+    waiting = gevent.spawn(bench.outbox.wait_for_room, PATIENCE, 10)
     gevent.sleep(0)
     bench.open_up(50)
     gevent.sleep(0)
@@ -748,5 +750,5 @@ def test_a_timeout_of_whoever_waits_leaves_the_bound_as_it_was() -> None:
             bench.outbox.settle(10, 30)
         return True
 
-    assert gevent.spawn(wait).get(timeout=30)
+    assert gevent.spawn(wait).get(timeout=PATIENCE)
     assert bench.outbox.limit == before
