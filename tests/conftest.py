@@ -14,13 +14,25 @@ from typing import Any, Protocol, TypeVar
 import gevent
 import pytest
 from gevent.threadpool import ThreadPool
+from hypothesis import HealthCheck, settings
 
 R = TypeVar("R")
 
 # failing assertions there show their values
 pytest.register_assert_rewrite("realtime.testing.conformance", "realtime.testing.slow_readers")
 
-GRACE = 10.0  # seconds for what was closed at the end of a test to be really gone
+# The same examples each time, however long one takes; fresh ones only where fuzzing goes on for as long as one says.
+settings.register_profile(
+    "realtime",
+    deadline=None,
+    derandomize=not float(os.environ.get("REALTIME_FUZZ_SECONDS", "0")),
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+settings.load_profile("realtime")
+
+GRACE = 30.0  # seconds for what was closed at the end of a test to be really gone
 # no greenlet or socket in them, thousands of examples: looking for leaks would cost more than they do
 _STATELESS = ("config", "errors", "events", "layering", "message")
 _UNCHECKED = ("unit/protocols/", "fuzz/", *(f"unit/test_{name}.py" for name in _STATELESS))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import gevent
 import gevent.socket
@@ -128,10 +129,10 @@ class LoopbackNetwork:
 
     def _serve(self, client: gevent.socket.socket, node: str, port: int) -> None:
         with client:
-            first = client.recv(65536)
-            if not first:
+            first, hello = _hello_of(client)
+            if hello is None:
                 return
-            dialler = msgpack.unpackb(first)[3]  # of its hello
+            dialler = hello[3]
             there, back = _Pipe(dialler, node), _Pipe(node, dialler)
             self._pipes += (there, back)
             self._update()
@@ -159,8 +160,8 @@ class LoopbackNetwork:
             while True:
                 pipe.open.wait()
                 if data:
+                    frames.feed(data)  # first: who has received a message finds it among those that passed
                     target.sendall(data)
-                    frames.feed(data)
                 data = source.recv(65536)
                 if not data:
                     pipe.open.wait()
@@ -169,6 +170,17 @@ class LoopbackNetwork:
         except OSError:
             for sock in (source, target):  # the other direction ends with this one
                 _end(sock)
+
+
+def _hello_of(client: gevent.socket.socket) -> tuple[bytes, Any]:
+    """Return what came with the first frame, and the frame; None if it ends before."""
+    unpacker, came = msgpack.Unpacker(), b""
+    while data := client.recv(65536):
+        came += data
+        unpacker.feed(data)
+        if (frame := next(unpacker, None)) is not None:
+            return came, frame
+    return came, None
 
 
 def _end(sock: gevent.socket.socket) -> None:

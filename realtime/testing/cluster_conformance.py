@@ -288,7 +288,7 @@ class ClusterConformance(CallConformance, ReturnConformance, LivePresenceConform
             clients = [node.connect() for node in nodes]
             self._join(nodes, "tea", *zip(nodes, clients, strict=True))
             self.vanish(nodes[2].joining)
-            failure = self._outcome(nodes[0].kernel.broadcast, {"type": "news"}, "tea", confirm=True, timeout=0.5)
+            failure = self._outcome(nodes[0].kernel.broadcast, {"type": "news"}, "tea", confirm=True, timeout=5.0)
             assert isinstance(failure, NotConfirmed), failure
             assert len(failure.nodes) == 1
             assert failure.delivered == 1

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from realtime.config import KiB, Limits
-from realtime.testing.peers import Serving, wait_until
+from realtime.testing.peers import PATIENCE, Serving, wait_until
 
 __all__ = ["SlowReaderTests"]
 
@@ -25,7 +25,8 @@ class SlowReaderTests(ABC):
     def test_a_slow_consumer_is_cut_off_and_others_miss_nothing(self) -> None:
         if not self.can_stop_reading:
             return
-        with self.serving(limits=Limits(outbox=256 * KiB)) as serving:
+        # it hears how it was closed though it is slow to read that
+        with self.serving(limits=Limits(outbox=256 * KiB, close_handshake=PATIENCE)) as serving:
             slow, healthy = serving.connect(), serving.connect()
             for peer in (slow, healthy):
                 peer.call("join", room="lobby")

@@ -50,6 +50,8 @@ class WebsocketsClient:
         self._binary = codec == "msgpack"
         # a small receive buffer: who does not read is noticed after fewer megabytes
         options["subprotocols"] = [MSGPACK] if self._binary else None
+        # it waits as long as the suite does, and asks for no pong that it does not get while it does not read
+        options |= {"open_timeout": PATIENCE, "close_timeout": PATIENCE, "ping_interval": None}
 
         def connect() -> Any:
             # its context is entered because it insists on it; close() and kill() leave it
