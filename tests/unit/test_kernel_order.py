@@ -11,6 +11,7 @@ from gevent.event import Event
 
 from realtime import Limits, RealtimeKernel, TimedOut
 from realtime.testing import KernelTest
+from realtime.testing.peers import wait_until
 
 PATIENCE = 60.0
 
@@ -71,8 +72,7 @@ def test_concurrent_handlers_of_a_client_are_bounded() -> None:
         client = kernel_test.connect()
         for number in range(10):
             client.send({"type": "work", "ack": number})
-        gevent.sleep(0)
-        assert running == [3]
+        wait_until(lambda: running == [3])
         go.set()
         assert {client.receive()["payload"]["ack"] for _ in range(10)} == set(range(10))
         assert most == [3]
@@ -113,13 +113,14 @@ def test_past_the_inbox_the_client_is_not_read_from() -> None:
     with KernelTest(kernel) as kernel_test:
         client = kernel_test.connect()
         client.send({"type": "wait"})
-        gevent.sleep(0)  # it is being handled: out of the inbox
+        inbox = kernel.hub.connections[client.id].inbox
+        wait_until(lambda: not inbox)  # it is being handled
         filler = {"type": "wait", "payload": "x" * 10_000}
         for _ in range(4 + 6):  # into the inbox, and on the way: 64 KiB
             client.send(filler, timeout=0)
         with pytest.raises(TimedOut, match="the server did not read 60186 bytes"):
             client.send(filler, timeout=0)
-        assert len(kernel.hub.connections[client.id].inbox) == 4
+        assert len(inbox) == 4
         go.set()
         kernel_test.settle()
         assert kernel.stats()["counters"]["received"] == 11
@@ -132,7 +133,7 @@ def test_while_a_handler_waits_for_its_client_more_may_come_but_not_without_end(
     with KernelTest(kernel) as kernel_test:
         client = kernel_test.connect()
         client.send({"type": "talk", "ack": "talk"})
-        gevent.sleep(0)
+        wait_until(lambda: kernel.hub.connections[client.id].is_awaited)
         for number in range(15):
             client.send({"type": "noise", "payload": number, "ack": number})
         refusals = [client.receive()["payload"] for _ in range(5)]

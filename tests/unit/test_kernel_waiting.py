@@ -10,6 +10,7 @@ import pytest
 
 from realtime import CallFailed, ConnectionClosed, Limits, RealtimeKernel, Reject, TimedOut, UnknownClient
 from realtime.testing import KernelTest
+from realtime.testing.peers import wait_until
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def test_two_concurrent_handlers_each_get_one_message(kernel_test: KernelTest) -
     client = kernel_test.connect()
     client.send({"type": "wait", "ack": 1})
     client.send({"type": "wait", "ack": 2})
-    gevent.sleep(0)
+    wait_until(lambda: kernel_test.kernel.hub.workers.parked_jobs == 2)
     for name in ("Ann", "Bob"):
         client.send({"type": "name", "payload": name})
     answers = [client.receive()["payload"] for _ in range(2)]
@@ -290,7 +291,7 @@ def test_two_concurrent_handlers_each_get_one_message(kernel_test: KernelTest) -
 def test_one_clients_message_is_not_anothers(kernel_test: KernelTest, noted: list[Any]) -> None:
     ann, bob = kernel_test.connect(), kernel_test.connect()
     ann.send({"type": "wait", "payload": {"event": "name"}, "ack": 1})
-    gevent.sleep(0)
+    wait_until(lambda: kernel_test.kernel.hub.workers.parked_jobs == 1)
     bob.send({"type": "name", "ack": 1})
     assert code_of(bob, 1) == "unknown_type"
     assert ann.received == []

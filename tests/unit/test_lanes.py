@@ -327,6 +327,7 @@ def test_a_client_that_goes_while_it_waits_is_handled_as_ever_and_then_gone(
     rest(kernel_test)
     assert gone == []
     moves.let_go(0, 1)
+    wait_until(lambda: gone)
     assert (moves.done, gone) == ([0, 1], [second.id])
     assert lanes(kernel_test) == NOTHING
 
