@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 from collections.abc import Iterator
 
 import gevent
@@ -136,6 +137,18 @@ def test_stop_ends_the_jobs_that_wait_and_lets_them_clean_up(workers: Workers) -
         gevent.sleep(0)
     workers.stop()
     assert ended == ["cleaned up"] * 3
+    assert (workers.count, workers.busy) == (0, 0)
+
+
+def test_stop_ends_jobs_also_where_the_process_is_held_up_past_the_timeout(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.submit(Event().wait)
+    while workers.busy < 1:
+        gevent.sleep(0)
+    clock = itertools.count(step=10.0)
+    monkeypatch.setattr("realtime.workers.perf_counter", lambda: next(clock))
+    workers.stop(timeout=1.0)
     assert (workers.count, workers.busy) == (0, 0)
 
 
