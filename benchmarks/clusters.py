@@ -110,7 +110,8 @@ def _redis(stack: ExitStack) -> tuple[int, int]:
     directory = stack.enter_context(tempfile.TemporaryDirectory())
     options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", directory)
     pinned = ("taskset", "-c", str(cores()[0]), program)
-    process = subprocess.Popen((*pinned, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # unbuffered: select does not see the lines that a buffer has taken in with an earlier one
+    process = subprocess.Popen((*pinned, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
     stack.callback(_end, process)
     deadline = time.monotonic() + _PATIENCE
     said = b""
