@@ -314,6 +314,13 @@ class Outbox:
                 batch = frames if self.size <= WRITE_AT_ONCE else _first_bytes(frames, WRITE_AT_ONCE)
                 offered = self.size if batch is frames else sum(map(len, batch))
                 taken = self._sink.write(batch)
+                if batch is frames and taken == offered:  # nearly always, for each member of each message
+                    frames.clear()
+                    self.size -= taken
+                    self._urgent = 0
+                    if self._drained is not None:
+                        self._drained.set()
+                    break
                 self._forget(batch, offered, taken)
                 if taken < offered:
                     self._blocked = self._scheduled = True
@@ -339,10 +346,7 @@ class Outbox:
         self.size -= taken
         self._urgent = max(0, self._urgent - taken)  # they go first
         if taken == offered:
-            if batch is frames:
-                frames.clear()
-            else:
-                del frames[: len(batch)]
+            del frames[: len(batch)]
         else:
             whole = 0
             while taken >= len(frames[whole]):

@@ -223,9 +223,11 @@ class Outgoing:
             for codec in self._codecs:
                 outbound.encoded(codec)
         connections = self.connections
+        limit, may_drop = self.limits.outbox, outbound.may_drop
         crowded: list[Outbox] = []
         wire = None
         frame = b""
+        most = 0  # that may wait in an outbox which has room for the frame
         count = 0
         for client_id in client_ids:
             connection = connections.get(client_id)
@@ -234,8 +236,9 @@ class Outgoing:
             if connection.wire is not wire:
                 wire = connection.wire
                 frame = self._finished(outbound, wire)
+                most = limit - len(frame)
             outbox = connection.outbox
-            if outbox.size + len(frame) > self.limits.outbox and not outbound.may_drop and receivers.waits_for(outbox):
+            if outbox.size > most and not may_drop and receivers.waits_for(outbox):
                 count += outbox.put_beyond(frame)
                 receivers.full.append((outbox, len(frame)))
                 continue
