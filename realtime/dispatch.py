@@ -146,7 +146,7 @@ class Dispatcher:
             result = self._through(
                 0, message, connection.context, toolkit, lambda: self._run_route(route, message, connection, toolkit)
             )
-            if isinstance(result, Generator):
+            if result is not None and isinstance(result, Generator):
                 result = self._stream(connection, message, result)
             if message.ack is not None and not connection.closed:
                 self._acknowledge(connection, message, result)
@@ -231,11 +231,13 @@ class Dispatcher:
                 else:
                     log.error("handler %s failed on %r", handler.name, message.type, exc_info=error)
                 continue
+            if value is None:
+                continue
             if isinstance(result, Generator):
                 if isinstance(value, Generator):
                     value.close()
                     log.warning("%r is streamed by two handlers; %s is left out", message.type, handler.name)
-            elif value is not None:
+            else:
                 result = value
         if failure is not None:
             if isinstance(result, Generator):
