@@ -136,10 +136,12 @@ class MeshProtocol:
         self._unread = memoryview(b"")
         self._began = False  # the first byte has been seen
         self._fed = 0  # bytes given to the unpacker since its last whole frame
+        self._dry = True  # it holds no whole frame
         self._body: bytearray | None = None
         self._missing = 0  # bytes of the body
         self._whole: Callable[[bytes], LinkEvent] = NewsReceived  # what it is the body of
-        self._replies: list[bytes] = []
+        self.replies: list[bytes] = []
+        """What is to be sent, for ``data_to_send``; testing this for emptiness is cheap."""
         self._hellos: dict[Role, list[Any]] = {}
         if role is Role.DIALLER:
             self._greet()
@@ -153,7 +155,7 @@ class MeshProtocol:
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent now, once."""
-        replies, self._replies = self._replies, []
+        replies, self.replies = self.replies, []
         return b"".join(replies)
 
     def start(self) -> None:
@@ -169,7 +171,7 @@ class MeshProtocol:
         return self.data_to_send() + _pack((Kind.BYE.value, reason, text[:TEXT_LENGTH]))
 
     def _send(self, kind: Kind, *fields: object) -> None:
-        self._replies.append(_pack((kind.value, *fields)))
+        self.replies.append(_pack((kind.value, *fields)))
 
     def _greet(self) -> None:
         own = self.hello
@@ -213,14 +215,16 @@ class MeshProtocol:
             if not 0x91 <= self._unread[0] <= 0x9F:  # saves waiting for what a wild length promises
                 raise MeshError("no mesh node: what it said first is no frame")
         while True:
-            try:
-                frame = self._unpacker.unpack()
-            except msgpack.OutOfData:
+            if self._dry:
                 if not self._unread:
                     return None
                 if self._fed >= FRAME_SIZE:
-                    raise MeshError(f"a frame of more than {FRAME_SIZE} bytes") from None
+                    raise MeshError(f"a frame of more than {FRAME_SIZE} bytes")
                 self._feed()
+            try:
+                frame = self._unpacker.unpack()
+            except msgpack.OutOfData:
+                self._dry = True
             except (ValueError, TypeError, msgpack.UnpackException) as error:
                 raise MeshError(f"not MessagePack as nodes speak it: {str(error) or type(error).__name__}") from None
             else:
@@ -233,6 +237,7 @@ class MeshProtocol:
         """Give the unpacker a little more: never so much that it could hold more than a few frames."""
         piece, self._unread = self._unread[:FRAME_SIZE], self._unread[FRAME_SIZE:]
         self._fed += len(piece)
+        self._dry = False
         self._unpacker.feed(piece)
 
     def _handle(self, frame: Any) -> LinkEvent | None:

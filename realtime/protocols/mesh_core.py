@@ -109,8 +109,12 @@ class MeshCore(Incoming):
 
     def take_actions(self) -> list[Action]:
         """Return what is to be done and told, in order, once."""
-        self._flush_changes()
-        self._flush_rumours()
+        if self._operations:
+            self._flush_changes()
+        if self._membership.news:
+            self._flush_rumours()
+        if not self._actions:  # asked for after each lot of them
+            return []
         actions = self._actions.copy()
         self._actions.clear()
         return actions

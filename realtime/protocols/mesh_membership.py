@@ -113,7 +113,8 @@ class Membership:
         self._counters = counters
         self._claimed = -options.ping  # when we last said that our id is ours
         self._claim: NodeRecord | None = None  # somebody else says so, which is to be answered
-        self._news: dict[str, Member | None] = {}  # ids of which there is something to tell on; ours for None
+        self.news: dict[str, Member | None] = {}
+        """The ids of nodes of which there is something to tell on; ours for None."""
 
     def own_record(self) -> NodeRecord:
         """Return what we say of ourselves."""
@@ -188,7 +189,7 @@ class Membership:
         self._counters["rumours_taken"] += 1
         self._take(member, record, now)
         member.rumoured = source
-        self._news[member.id] = member
+        self.news[member.id] = member
 
     def _merge_own(self, record: NodeRecord, now: float) -> None:
         """What is said of us is wrong, or that we are alive."""
@@ -211,7 +212,7 @@ class Membership:
         """Say that we are alive, and louder."""
         self._incarnation = min(record.incarnation + 1, _MOST)
         self._counters["refutations"] += 1
-        self._news[self.id] = None
+        self.news[self.id] = None
 
     def _believes(self, member: Member, record: NodeRecord, now: float) -> bool:
         """Whether to take another's word that a node is gone: not of one that we hear."""
@@ -243,9 +244,9 @@ class Membership:
 
     def rumours(self) -> list[tuple[NodeRecord, str | None]]:
         """Return what is to be told on to all links, each with who told it and need not hear it; once."""
-        if not self._news:
+        if not self.news:
             return []
-        news, self._news = self._news, {}
+        news, self.news = self.news, {}
         return [
             (member.record(), member.rumoured) if member is not None else (self.own_record(), None)
             for member in news.values()
@@ -254,7 +255,7 @@ class Membership:
     def leave(self) -> None:
         """We leave; told on like other news."""
         self.leaving = True
-        self._news[self.id] = None
+        self.news[self.id] = None
 
     def part_from_all(self) -> None:
         """We have left: so have all others, as seen from here."""
@@ -279,7 +280,7 @@ class Membership:
         member.incarnation = max(0, member.incarnation)
         member.leaving = False
         member.rumoured = None
-        self._news[member.id] = member
+        self.news[member.id] = member
         if member.joined is not None:
             self._gone(member, reason)
 
@@ -386,5 +387,5 @@ class Membership:
         if outside:
             oldest = min(outside, key=lambda member: member.changed)
             self._counters["nodes_forgotten"] += 1
-            self._news.pop(oldest.id, None)
+            self.news.pop(oldest.id, None)
             del self.members[oldest.id]

@@ -97,6 +97,7 @@ class Link:
         self._reader = loop.io(self._sock.fileno(), _READ)
         self._writer = loop.io(self._sock.fileno(), _WRITE)
         self._paused = False
+        self._left_over = False  # a pause has left what came unhandled
         self._deadline = time.monotonic() + options.authentication
 
     @property
@@ -138,9 +139,11 @@ class Link:
     def _receive(self) -> None:
         """Read once and handle everything in it, as far as the owner takes it. May switch."""
         try:
-            self._handle_events()  # what a pause left
-            if self.reason is not None or self._paused:
-                return
+            if self._left_over:
+                self._left_over = False
+                self._handle_events()
+                if self.reason is not None or self._paused:
+                    return
             data = self._read()
             if data == b"":
                 self._end(Reason.LOST, "connection closed")
@@ -200,9 +203,8 @@ class Link:
         self._owner.started(self)
 
     def _send_replies(self) -> None:
-        replies = self.protocol.data_to_send()
-        if replies:
-            self.outbox.put(replies)
+        if self.protocol.replies:
+            self.outbox.put(self.protocol.data_to_send())
 
     # Time --------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class Link:
     def pause(self) -> None:
         """Leave what comes in the socket, and what came with it unhandled: TCP pushes back."""
         if not self._paused and self.reason is None:
-            self._paused = True
+            self._paused = self._left_over = True
             self._reader.stop()
 
     def resume(self) -> None:

@@ -221,8 +221,9 @@ class Links:
 
     def received(self, link: Link, event: SessionEvent) -> None:
         """A frame came; one of a link that has been replaced is of no use."""
-        if self._open.get(link.peer.node) is link:
-            self._user.received(link.peer.node, event)
+        node = link.peer.node
+        if self._open.get(node) is link:
+            self._user.received(node, event)
 
     def alive(self, link: Link) -> None:
         """A sign of life."""
