@@ -413,6 +413,8 @@ class Outbox:
                 self._drained = Event()
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not self._drained.wait(remaining):
+                if self._blocked:
+                    self.resume()  # after a blocked loop there may be room, and nobody has been told of it yet
                 return is_ready()
         return True
 

@@ -621,6 +621,18 @@ def test_who_waits_for_room_goes_on_when_the_connection_is_closed() -> None:
     assert waiting.get(timeout=PATIENCE) is True
 
 
+def test_a_wait_that_ends_looks_once_more_whether_the_socket_takes_bytes() -> None:
+    """A process that stood still has the end of the wait and the room in the socket at once, and the end first."""
+    bench = Bench(room=0)
+    bench.outbox.put(b"x" * 90)
+    bench.loop.turn()
+    bench.sink.room = 60
+    assert bench.outbox.wait_for_room(0.001) is True
+    assert bench.outbox.progress == 60
+    bench.outbox.put(b"y" * 60)
+    assert bench.outbox.wait_for_room(0.001) is False
+
+
 def test_of_many_who_wait_for_room_only_as_many_go_on_as_fit() -> None:
     bench = Bench(room=0)
     bench.outbox.put(b"x" * 90)
