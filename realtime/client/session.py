@@ -274,10 +274,7 @@ class Session(Outgoing):
             with self._lock:
                 self._continuity.confirm(message.payload.get("count") if isinstance(message.payload, dict) else None)
         elif message.type == "system:welcome":
-            if self.state is ClientState.CONNECTING:
-                self._welcomed(read_welcome(message))
-            listened = self._handlers.has(message.type)  # else it is not kept for wait_for: one comes for every probe
-            (self.inbox.put if listened else self.inbox.hear)(message, len(data), self._continuity)
+            self._greeted(message, len(data))
         elif self.state is ClientState.CONNECTING and self._continuity.lasts:
             self._early.append((message, len(data)))
             if len(self._early) > _EARLY:
@@ -306,32 +303,40 @@ class Session(Outgoing):
             self._on_message(message)
             self.inbox.put(message, size, self._continuity)
 
+    def _greeted(self, message: ClientMessage, size: int) -> None:
+        with self._lock:  # as connect() returns by this: who listens to all from then on has not been here for it
+            if self.state is ClientState.CONNECTING:
+                self._welcomed(read_welcome(message))
+            listened = self._handlers.has(message.type)  # else it is not kept for wait_for: one comes for every probe
+            (self.inbox.put if listened else self.inbox.hear)(message, size, self._continuity)
+        if self.state is ClientState.OPEN:
+            while self._early:
+                self._take_in(*self._early.popleft())
+
     def _welcomed(self, welcome: Welcome) -> None:
+        """With the lock."""
         news = welcome.session if self._settings.session else None
         resumed = news is not None and news.resumed
-        with self._lock:
-            if self._stopping.is_set():
-                return
-            if news is not None and resumed and not self._continuity.resume(news):
-                self._begin_anew()
-                return
-            self.id = welcome.id
-            self.limits = welcome.limits
-            self.heartbeat = welcome.heartbeat
-            self._watch = SilenceWatch(self.heartbeat)
-            self._opened_at = time.monotonic()
-            self.opens += 1
-            self._stats["connects"] += 1
-            if resumed:
-                self._go_on()
-            else:
-                self._lose_session()
-                self._continuity = Continuity(news)
-                self._on_open()
-            self._flush()
-            self._enter(ClientState.OPEN, resumed=resumed)
-        while self._early:
-            self._take_in(*self._early.popleft())
+        if self._stopping.is_set():
+            return
+        if news is not None and resumed and not self._continuity.resume(news):
+            self._begin_anew()
+            return
+        self.id = welcome.id
+        self.limits = welcome.limits
+        self.heartbeat = welcome.heartbeat
+        self._watch = SilenceWatch(self.heartbeat)
+        self._opened_at = time.monotonic()
+        self.opens += 1
+        self._stats["connects"] += 1
+        if resumed:
+            self._go_on()
+        else:
+            self._lose_session()
+            self._continuity = Continuity(news)
+            self._on_open()
+        self._flush()
+        self._enter(ClientState.OPEN, resumed=resumed)
 
     def _go_on(self) -> None:
         """The server resumes the session: send what it does not have."""

@@ -6,6 +6,7 @@ import math
 import signal
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,27 @@ def test_handlers_hear_their_type_in_order_and_a_star_hears_everything(client: C
     assert heard == [0, "told", 1, "told", 2, "told", "system:ack"]
     with pytest.raises(ConfigurationError, match="was not registered"):
         client.off("told", told)
+
+
+def test_who_listens_once_it_is_connected_does_not_hear_the_welcome(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make()
+    heard: list[str] = []
+    done = threading.Event()
+    has = client._handlers.has
+
+    def has_after_a_while(type: str) -> bool:
+        if type == "system:welcome":
+            time.sleep(0.1)  # the thread that reads has no turn just now
+        return has(type)
+
+    monkeypatch.setattr(client._handlers, "has", has_after_a_while)
+    client.connect()
+    client.on("*", lambda message: (heard.append(message.type), done.set()))
+    client.call("who")
+    assert done.wait(PATIENCE)
+    assert heard == ["system:ack"]
 
 
 def test_a_handler_that_fails_is_logged_and_harms_no_other(make: Make, caplog: pytest.LogCaptureFixture) -> None:
