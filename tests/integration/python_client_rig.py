@@ -125,7 +125,8 @@ kernel.run()
 def start_server(
     folder: Path, port: int = 0, *, heartbeat: tuple[float, float] = (25.0, 10.0), tls: tuple[str, ...] = ()
 ) -> tuple[Program, int]:
-    """Start the server; return it with its port."""
+    """Start the server; return it with its port. One that is started again there, or is to be missed by a client that
+    tries on, needs one of ``free_ports``: the system gives any other to whoever asks next."""
     script = folder / "server.py"
     script.write_text(SERVER)
     program = Program(script, str(port), *map(str, heartbeat), *tls)
@@ -159,8 +160,15 @@ class States:
 
 @contextlib.contextmanager
 def websockets_server(handler: Callable[[ServerConnection], None], **options: Any) -> Iterator[str]:
-    """A server of the websockets library in threads of its own; gives its address."""
-    with module("websockets.sync.server").serve(handler, "127.0.0.1", 0, **options) as server:
+    """A server of the websockets library in threads of its own; gives its address. At the end its handlers have
+    ended too, as by then their clients have."""
+    handling: list[threading.Thread] = []
+
+    def handle(connection: ServerConnection) -> None:
+        handling.append(threading.current_thread())
+        handler(connection)
+
+    with module("websockets.sync.server").serve(handle, "127.0.0.1", 0, **options) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -168,6 +176,8 @@ def websockets_server(handler: Callable[[ServerConnection], None], **options: An
         finally:
             server.shutdown()
             thread.join()
+            for one in handling:
+                one.join(PATIENCE)
 
 
 @contextlib.contextmanager

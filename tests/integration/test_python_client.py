@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 from programs import PATIENCE, Program
 from python_client_rig import QUICK, States, start_server
 from requirements import module
@@ -437,9 +438,7 @@ def test_a_reader_that_is_too_slow_gets_what_was_kept_and_then_an_error(make: Ma
 
 
 def test_a_first_attempt_that_fails_is_raised_and_with_retry_it_is_not_the_last(make: Make, tmp_path: Path) -> None:
-    program, port = start_server(tmp_path)
-    with program:
-        program.stop()
+    [port] = free_ports(1)
     client = make(url_of(port))
     with pytest.raises(ConnectionClosed, match=r"cannot connect to 127\.0\.0\.1:.*refused") as caught:
         client.connect()
@@ -460,7 +459,7 @@ def test_a_first_attempt_that_fails_is_raised_and_with_retry_it_is_not_the_last(
 
 
 def test_a_server_that_stops_and_starts_gets_what_was_sent_meanwhile_once(make: Make, tmp_path: Path) -> None:
-    program, port = start_server(tmp_path)
+    program, port = start_server(tmp_path, *free_ports(1))
     with program:
         client = make(url_of(port))
         states = States(client)
@@ -494,7 +493,7 @@ def test_a_server_that_stops_and_starts_gets_what_was_sent_meanwhile_once(make: 
 
 
 def test_the_queue_is_bounded_and_calls_that_time_out_leave_it(make: Make, tmp_path: Path) -> None:
-    program, port = start_server(tmp_path)
+    program, port = start_server(tmp_path, *free_ports(1))
     with program:
         client = make(url_of(port), limits=ClientLimits(queue=3, queue_bytes=1000))
         states = States(client)
@@ -726,7 +725,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tls_server(certificates: Path, tmp_path: Path) -> Iterator[tuple[Program, str]]:
     """A server with TLS, and its address."""
     files = (str(certificates / "cert.pem"), str(certificates / "key.pem"))
-    program, port = start_server(tmp_path, tls=files)
+    program, port = start_server(tmp_path, *free_ports(1), tls=files)
     with program:
         yield program, f"wss://127.0.0.1:{port}/realtime"
 
