@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ def connected(url: str, **options: Any) -> Iterator[Client]:
 
 
 def test_a_message_larger_than_the_kernel_takes_at_once_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = threading.Event()
+    reading, done = threading.Event(), threading.Event()
     found: list[Any] = []
 
     def serve(peer: Peer) -> None:
@@ -143,6 +144,7 @@ def test_a_message_larger_than_the_kernel_takes_at_once_arrives_whole(monkeypatc
         assert reading.wait(PATIENCE)
         for _ in range(3):
             found.append(json.loads(peer.frame()[1]))
+        done.set()
         assert peer.until_close() == (1000, "")
 
     real = socket.socket.connect_ex
@@ -157,6 +159,7 @@ def test_a_message_larger_than_the_kernel_takes_at_once_arrives_whole(monkeypatc
         for text in texts:
             client.send("note", text)
         reading.set()
+        assert done.wait(PATIENCE)  # closing waits for much less
     assert found == [{"type": "note", "payload": text} for text in texts]
 
 
@@ -225,7 +228,7 @@ def test_a_server_that_pings_and_asks_without_reading_does_not_fill_the_memory()
         assert ended.wait(PATIENCE)
 
     with server(serve, receive_buffer=4096) as url:
-        client = Client(url, timeout=2, limits=ClientLimits(outbox=100_000))
+        client = Client(url, timeout=PATIENCE, limits=ClientLimits(outbox=100_000))
         client.answer("big", lambda question: "x" * 50_000)
         client.connect()
         assert client.wait_for("end", timeout=PATIENCE)
@@ -496,10 +499,10 @@ def test_every_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
         peer.welcome()
         peer.until_close()
 
-    with server(serve) as url, socket.create_server(("127.0.0.1", 0)) as unused:
+    with server(serve) as url, socket.socket() as unused:
         port = int(url.rpartition(":")[2].rstrip("/"))
+        unused.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
         refusing = unused.getsockname()[1]
-        unused.close()
         real = socket.getaddrinfo
 
         def two(host: str, wanted: int, **options: Any) -> Any:
@@ -559,20 +562,25 @@ def test_a_connection_that_went_dead_is_asked_for_a_sign_of_life_and_then_replac
 
 def test_a_server_that_never_answers_the_close_frame_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "CLOSE_HANDSHAKE", 0.2)
-    ended = threading.Event()
+    heard, ended = threading.Event(), threading.Event()
     told: list[tuple[int, str]] = []
 
     def serve(peer: Peer) -> None:
         peer.welcome()
         told.append(peer.until_close())
+        heard.set()
         assert ended.wait(PATIENCE)
 
     with server(serve) as url:
         client = Client(url, timeout=PATIENCE)
         client.connect()
         client.close(3001, "enough")
+        for thread in threading.enumerate():
+            if thread.name.startswith("realtime-client"):
+                thread.join(PATIENCE)  # close() itself waits but 1.2 s, which a standstill may take
+                assert not thread.is_alive()
+        assert heard.wait(PATIENCE)
         assert told == [(3001, "enough")]
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("realtime-client")]
         ended.set()
 
 
@@ -664,19 +672,21 @@ def test_a_question_is_not_answered_on_another_connection() -> None:
             else:
                 connection.send('{"type": "bye"}')
 
-    again = threading.Event()
+    again, handled = threading.Event(), threading.Event()
     with websockets_server(serve) as url:
         client = Client(url, timeout=PATIENCE, backoff=QUICK)
+        client.on("bye", lambda message: handled.set())
 
         @client.answer("slow")
         def slow(question: Any) -> str:
-            while client.state != "open" or len(visits) < 2:
-                again.wait(0.01)
+            assert again.wait(PATIENCE)
             return "too late"
 
         with client:
             while len(visits) < 2 or client.state != "open":
-                again.wait(0.01)
+                time.sleep(0.01)
+            again.set()
+            client.send("again")
+            assert handled.wait(PATIENCE)  # once the question was answered
             client.send("last")
-            client.wait_for("bye")
-    assert visits == [["system:hello"], ["system:hello", "last"]]
+    assert visits == [["system:hello"], ["system:hello", "again", "last"]]

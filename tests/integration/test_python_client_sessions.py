@@ -67,7 +67,10 @@ def begun(token: str, received: int = 0, *, resumed: bool = False) -> dict[str, 
 
 @contextmanager
 def serving(*visits: Callable[[Visit], None]) -> Iterator[str]:
-    """Have each connection served by the next function, and see that all were, to their ends."""
+    """Have each connection served by the next function, and see that all were, to their ends.
+
+    The last stays open after that until its client closes it, which would come back otherwise.
+    """
     waiting = queue.SimpleQueue[Callable[[Visit], None]]()
     for visit in visits:
         waiting.put(visit)
@@ -75,12 +78,15 @@ def serving(*visits: Callable[[Visit], None]) -> Iterator[str]:
     done = threading.Semaphore(0)
 
     def serve(ws: ServerConnection) -> None:
+        visit = Visit(ws)
         try:
-            waiting.get_nowait()(Visit(ws))
+            waiting.get_nowait()(visit)
         except BaseException as error:
             failures.append(error)
         finally:
             done.release()
+        if waiting.empty() and not failures:
+            visit.close_code()
 
     with websockets_server(serve) as url:
         yield url
@@ -96,7 +102,7 @@ def visiting(url: str, **options: Any) -> Iterator[Client]:
 
 
 def test_what_the_server_does_not_have_is_sent_again_before_what_waited() -> None:
-    lost, told, heard = threading.Event(), threading.Event(), threading.Event()
+    lost, told, heard, seen = (threading.Event() for _ in range(4))
 
     def first(visit: Visit) -> None:
         assert visit.hear_hello() is True
@@ -115,6 +121,7 @@ def test_what_the_server_does_not_have_is_sent_again_before_what_waited() -> Non
         assert visit.hear() == {"type": "system:received", "payload": {"count": 1}}
         assert visit.payloads(3) == [1, 2, "waited"]
         assert heard.wait(PATIENCE)
+        assert seen.wait(PATIENCE)
         visit.drop()
 
     def third(visit: Visit) -> None:
@@ -138,6 +145,7 @@ def test_what_the_server_does_not_have_is_sent_again_before_what_waited() -> Non
         lost.set()
         assert states.next("open")["resumed"] is True
         assert client.id == "ada"
+        seen.set()
         assert states.next("open")["resumed"] is False
         assert client.id == "eve"
         client.send("note", "anew")
@@ -270,7 +278,7 @@ def test_a_room_whose_return_is_not_answered_is_asked_for_again() -> None:
         visit.say("system:ack", {"ack": asked[2]["ack"], "result": result})
         assert told.wait(PATIENCE)
 
-    with serving(first, second) as url, visiting(url, timeout=1.0) as client:
+    with serving(first, second) as url, visiting(url, timeout=3.0) as client:
         news: list[Any] = []
         heard = threading.Event()
         for name in ("client:left", "client:recovered"):
