@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket as plain_socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import gevent.socket
@@ -45,10 +47,36 @@ def request(path: str = "/", *, headers: dict[str, str] | None = None) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-class RawClient:
-    """One TCP connection to a server on loopback."""
+def connect_saying(address: tuple[str, int], first: bytes) -> gevent.socket.socket:
+    """Connect to a server of this process that has no turn before it has been told something: its first deadline
+    cannot pass before that, however long this process stands still."""
+    with plain_socket.create_connection(address, timeout=DEADLINE) as sock:  # the system takes it, not yet the server
+        sock.sendall(first)
+        connected = gevent.socket.socket(fileno=sock.detach())
+    connected.settimeout(DEADLINE)
+    return connected
 
-    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+
+def _knows_connection(port: int, remote: int) -> bool:
+    """Tell whether the system has a connection of ``port`` on 127.0.0.1 to another one there: one that was reset is
+    none, though its socket may still be read."""
+    wanted = [f"0100007F:{number:04X}" for number in (port, remote)]
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    return any(line.split()[1:3] == wanted for line in lines)
+
+
+class RawClient:
+    """One TCP connection to a server on loopback.
+
+    :param first: what it says before a server of this process has a turn: see ``connect_saying``.
+    """
+
+    def __init__(self, port: int, *, receive_buffer: int | None = None, first: bytes | None = None) -> None:
+        self.buffer = b""
+        if first is not None:
+            assert receive_buffer is None
+            self.sock = connect_saying(("127.0.0.1", port), first)
+            return
         self.sock = gevent.socket.socket()
         if receive_buffer is not None:
             self.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, receive_buffer)
@@ -58,7 +86,6 @@ class RawClient:
         except OSError:
             self.sock.close()
             raise
-        self.buffer = b""
 
     def upgrade(self, path: str = "/", *, headers: dict[str, str] | None = None) -> str:
         """Open a WebSocket; return the response's head."""
@@ -128,6 +155,14 @@ class RawClient:
         """End the connection with an RST."""
         self.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
+
+    def reset_and_wait(self) -> None:
+        """End the connection with an RST, and wait until the system has told the server's socket of it."""
+        here, there = self.sock.getsockname()[1], self.sock.getpeername()[1]
+        self.reset()
+        with gevent.Timeout(DEADLINE):
+            while _knows_connection(there, here):
+                gevent.sleep(0.001)
 
     def close(self) -> None:
         self.sock.close()

@@ -52,8 +52,7 @@ def start() -> Iterator[Start]:
 
 def answer_of(port: int, data: bytes) -> tuple[str, bytes]:
     """Send a request; return the head of the answer and its body, up to the end of the connection."""
-    client = RawClient(port)
-    client.send(data)
+    client = RawClient(port, first=data)
     head = client.read_head()
     body = client.buffer
     while data := client.sock.recv(65536):
@@ -143,7 +142,7 @@ def test_a_client_that_is_gone_before_it_is_answered_never_connects(start: Start
     client = RawClient(port)
     client.send(request("/realtime"))
     assert asked.wait(DEADLINE)
-    client.reset()
+    client.reset_and_wait()
     answer.set()
     later = RawClient(port)
     later.upgrade("/realtime")
