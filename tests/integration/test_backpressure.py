@@ -70,8 +70,11 @@ def numbered(number: int, size: int) -> dict[str, Any]:
     return {"type": "number", "payload": [number, "x" * size]}
 
 
+PATIENT = Limits(park_timeout=DEADLINE)  # the client is no slower than this process, which may stand still for a while
+
+
 def test_large_replies_wait_until_they_fit(start: Start, join: Any) -> None:
-    kernel, port = start()
+    kernel, port = start(limits=PATIENT)
 
     @kernel.on("go")
     def go(message: Any, context: Any, toolkit: Any) -> None:
@@ -85,7 +88,7 @@ def test_large_replies_wait_until_they_fit(start: Start, join: Any) -> None:
 
 
 def test_a_crowd_of_senders_does_not_overfill_a_healthy_client(start: Start, join: Any) -> None:
-    kernel, port = start()
+    kernel, port = start(limits=PATIENT)
     client, id_ = join(port, receive_buffer=65536)
 
     def send_five(first: int) -> None:
@@ -109,13 +112,13 @@ def test_a_publisher_that_never_yields_does_not_cut_readers_that_keep_up(start: 
 
 
 def test_a_slow_reader_that_takes_bytes_outlives_pong_deadlines(start: Start, join: Any) -> None:
-    kernel, port = start(heartbeat=Heartbeat(interval=0.2, timeout=0.8))
+    kernel, port = start(heartbeat=Heartbeat(interval=0.2, timeout=2.0))
     client, id_ = join(port, receive_buffer=8192)
     kernel.send(id_, numbered(0, 900_000))  # our pings wait behind it, in the socket and in the outbox
     received = b""
     while len(received) < 900_000:
         received += client.sock.recv(8192)
-        gevent.sleep(0.02)
+        gevent.sleep(0.025)  # all of it takes longer than interval and deadline
     assert kernel.stats()["clients"] == 1
 
 

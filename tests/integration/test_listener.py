@@ -246,7 +246,7 @@ EXHAUSTED_SERVER = """
     server.start()
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     print(server.port, flush=True)
-    gevent.sleep(30)
+    gevent.sleep(600)  # until it is killed
 """
 
 
