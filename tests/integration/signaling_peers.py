@@ -51,8 +51,9 @@ class Peer:
 
     def __init__(self, url: str, in_thread: InThread) -> None:
         self._in_thread = in_thread
+        options: dict[str, Any] = {"proxy": None, "open_timeout": PATIENCE, "close_timeout": PATIENCE}
         # entered by hand, as a with-statement would: it lives from one call in a thread to the next
-        self.socket: ClientConnection = in_thread(lambda: open_websocket(url, proxy=None).__enter__())
+        self.socket: ClientConnection = in_thread(lambda: open_websocket(url, **options).__enter__())
         self.send("system:hello")
         self.id: str = self.receive("system:welcome")["payload"]["id"]
 

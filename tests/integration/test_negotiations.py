@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from signaling_peers import ANSWER, CANDIDATE, OFFER, Connect, InThread, connecting, serve, stats_of, wait_until
+from signaling_peers import (
+    ANSWER,
+    CANDIDATE,
+    OFFER,
+    PATIENCE,
+    Connect,
+    InThread,
+    connecting,
+    serve,
+    stats_of,
+    wait_until,
+)
 
 from realtime import ConfigurationError, WebRTCSignalingBridge
 
@@ -37,7 +48,7 @@ def test_a_negotiation_s_id_arrives_with_every_signal(connect: Connect) -> None:
 def test_candidates_before_their_offer_are_held_and_follow_it_in_order(
     connect: Connect, negotiation: str | None
 ) -> None:
-    kernel = serve(WebRTCSignalingBridge())
+    kernel = serve(WebRTCSignalingBridge(hold=PATIENCE))
     alice, bob = connect(kernel), connect(kernel)
     beside = {"target": bob.id} if negotiation is None else {"target": bob.id, "negotiation": negotiation}
     for number in range(3):
@@ -54,7 +65,7 @@ def test_candidates_before_their_offer_are_held_and_follow_it_in_order(
 
 
 def test_the_answerer_s_candidates_wait_for_its_answer(connect: Connect) -> None:
-    kernel = serve(WebRTCSignalingBridge())
+    kernel = serve(WebRTCSignalingBridge(hold=PATIENCE))
     alice, bob = connect(kernel), connect(kernel)
     alice.send("webrtc:offer", {"target": bob.id, "negotiation": "1", "description": OFFER})
     bob.receive("webrtc:offer")
@@ -130,7 +141,7 @@ def test_offers_that_cross_both_pass_and_the_one_that_is_answered_wins(connect: 
 
 
 def test_candidates_to_a_room_reach_those_who_have_the_description(connect: Connect) -> None:
-    kernel = serve(WebRTCSignalingBridge())
+    kernel = serve(WebRTCSignalingBridge(hold=PATIENCE))
     alice, bob, carol = (connect(kernel) for _ in range(3))
     for peer in (alice, bob, carol):
         peer.join("call")
@@ -180,7 +191,7 @@ def test_a_candidate_that_is_too_late_for_some_of_a_room_says_for_whom(connect: 
 
 
 def test_a_candidate_for_one_that_has_just_gone_is_held_and_for_a_stranger_not(connect: Connect) -> None:
-    kernel = serve(WebRTCSignalingBridge(hold=0.2))
+    kernel = serve(WebRTCSignalingBridge(hold=2.0))  # seconds in which who has gone is remembered, too
     alice, bob, eve = (connect(kernel) for _ in range(3))
     alice.send("webrtc:offer", {"target": bob.id, "description": OFFER})
     bob.receive("webrtc:offer")
@@ -188,8 +199,8 @@ def test_a_candidate_for_one_that_has_just_gone_is_held_and_for_a_stranger_not(c
     wait_until(lambda: kernel.presence.get(bob.id) is None)
     alice.send("webrtc:candidate", {"target": bob.id, "candidate": CANDIDATE}, ack=1)
     assert alice.receive("system:ack")["payload"]["result"] == {"delivered": 0, "held": 1}
-    assert alice.refused("webrtc:offer", {"target": bob.id, "description": OFFER})["reason"] == "UNKNOWN_TARGET"
     assert eve.refused("webrtc:candidate", {"target": bob.id, "candidate": CANDIDATE})["reason"] == "UNKNOWN_TARGET"
+    assert alice.refused("webrtc:offer", {"target": bob.id, "description": OFFER})["reason"] == "UNKNOWN_TARGET"
     assert alice.receive("webrtc:error")["payload"]["reason"] == "EXPIRED"
     wait_until(lambda: stats_of(kernel)["senders"] == 0)
 
