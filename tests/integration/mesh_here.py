@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 import gevent.socket
@@ -27,19 +27,23 @@ from realtime.protocols.mesh_bodies import encode
 from realtime.protocols.mesh_frames import data_header, resume_frame
 from realtime.protocols.mesh_handshake import ByeReceived, Hello, LinkEvent, Role
 
+T = TypeVar("T")
+
 PATIENCE = 60.0  # seconds any wait may take before the test fails
 ROOT = Path(__file__).parents[2]
-QUICK = MeshOptions(ping=0.05, suspect=5.0, down=10.0, backoff=0.05, backoff_max=0.1, authentication=2.0)
+# a handshake takes no time, but this process may be held up in the middle of one
+QUICK = MeshOptions(ping=0.05, suspect=5.0, down=10.0, backoff=0.05, backoff_max=0.1, authentication=PATIENCE)
 LIMITS_OF_CALLS = Limits(inbox=8, ack_timeout=20.0)
-HASTY = MeshOptions(ping=0.05, suspect=0.3, down=0.8, backoff=0.05, backoff_max=0.1, authentication=0.8)
+HASTY = MeshOptions(ping=0.05, suspect=0.3, down=0.8, backoff=0.05, backoff_max=0.1, authentication=PATIENCE)
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a state that nothing announces."""
+def until(condition: Callable[[], T], what: str) -> T:
+    """Wait for a state that nothing announces; return what the condition returned."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
         gevent.sleep(0.005)
+    return found
 
 
 class Node:

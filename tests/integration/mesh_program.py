@@ -70,7 +70,7 @@ class Program:
             mesh["routes"] = {pattern: RouteFilter(*chosen) for pattern, chosen in mesh["routes"].items()}
         self._mesh = PeerMeshTransport(**mesh)
         self._memory = MemoryTransport()
-        self._sockets = WebSocketTransport(port=0)
+        self._sockets = WebSocketTransport(port=0, heartbeat=None)  # also for a client that never reads
         self._kernel = RealtimeKernel([self._memory, self._sockets, self._mesh], log_level="warning")
         self._clients: dict[str, Any] = {}
         self._seen: dict[str, Seen] = {}
@@ -172,7 +172,7 @@ class Program:
     def send(self, client: str, payload: Any) -> None:
         self._kernel.send(client, {"type": "note", "payload": payload})
 
-    def call(self, client: str, payload: Any, timeout: float = 5.0) -> Any:
+    def call(self, client: str, payload: Any, timeout: float = 60.0) -> Any:
         return self._kernel.call(client, {"type": "question", "payload": payload}, timeout=timeout)
 
     def events(self) -> list[Any]:

@@ -24,6 +24,7 @@ from ports import free_ports
 
 __all__ = [
     "CALM",
+    "HERE",
     "LONG",
     "PATIENCE",
     "QUICK",
@@ -44,6 +45,7 @@ PROGRAM = Path(__file__).with_name("mesh_program.py")
 ROOT = PROGRAM.parents[2]
 QUICK = {"ping": 0.1, "suspect": 0.8, "down": 2.5, "backoff": 0.05, "backoff_max": 0.2, "authentication": 0.5}
 CALM = {**QUICK, "suspect": 20.0, "down": 30.0, "authentication": 5.0}  # where nobody is to be missed
+HERE = {**QUICK, "authentication": PATIENCE}  # nodes of one process are held up together, also in a handshake
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
@@ -86,9 +88,13 @@ class Asked(ABC):
             if event == name and (node is None or payload["node"] == node)
         ]
 
-    def logged(self, text: str) -> str:
-        """Wait for a line of the log with this text; return it."""
-        return str(eventually(lambda: next((line for line in self.log if text in line), ""), f"{text!r} in {self.log}"))
+    def logged(self, *texts: str) -> str:
+        """Wait for a line of the log with these texts; return it."""
+
+        def found() -> str | None:
+            return next((line for line in self.log if all(text in line for text in texts)), None)
+
+        return str(eventually(found, f"{texts} in {self.log}"))
 
 
 class NodeHere(Asked):
@@ -100,7 +106,7 @@ class NodeHere(Asked):
         self._handler = logging.Handler()
         self._handler.emit = lambda record: self.log.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("realtime").addHandler(self._handler)
-        self._program = Program({"mesh": {"options": QUICK, **mesh}})
+        self._program = Program({"mesh": {"options": HERE, **mesh}})
         self._where = self._program.start()
 
     @property

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from ports import free_ports
 from programs import PATIENCE, Program
 from python_client_rig import QUICK
 
@@ -141,7 +142,7 @@ class Node:
         peers: Sequence[str] = (),
         history: int = 10_000,
         grace: float = 600.0,
-        pong: float = 2.0,
+        pong: float = PATIENCE,
         waiting: int | None = None,
         mesh: dict[str, Any] | None = None,
     ) -> None:
@@ -151,7 +152,7 @@ class Node:
         self._given |= {"waiting": waiting, "mesh": mesh or {}}
         self._program: Program | None = None
         self.peers = peers
-        self.port = self.mesh_port = 0
+        self.port, self.mesh_port = free_ports(2)  # the same when it is started again, which nobody else may have then
 
     @property
     def url(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 from mesh_proxy import LoopbackNetwork
 
 from realtime import CallFailed, MeshOptions, PeerMeshTransport, RealtimeKernel, WebRTCSignalingBridge
+from realtime.signaling import elsewhere
 from realtime.testing.peers import wait_until
 from realtime.transports.memory import MemoryTransport
 from realtime.transports.memory_client import MemoryClient
@@ -38,6 +39,12 @@ class Node:
 
     def members(self) -> set[str]:
         return set(self.kernel.rooms.members(CALL))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes wait for each other's answers: all of them may be held up in between, as they are in one process."""
+    monkeypatch.setattr(elsewhere, "ASK_TIMEOUT", PATIENCE)
 
 
 @pytest.fixture
@@ -177,8 +184,11 @@ def test_late_messages_of_an_earlier_negotiation_are_kept_out_across_nodes(nodes
         wait_until(lambda node=node: not stats(node)["senders"], PATIENCE)  # type: ignore[misc]
 
 
-def test_a_node_that_does_not_say_what_its_clients_joined_with_delays_nobody_for_long(nodes: list[Node]) -> None:
+def test_a_node_that_does_not_say_what_its_clients_joined_with_delays_nobody_for_long(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, third = nodes
+    monkeypatch.setattr(elsewhere, "ASK_TIMEOUT", 1.0)
     del second.kernel.hub.node_operations["webrtc:participants"]  # as in an earlier version
     asked = gevent.event.Event()
     never = gevent.event.Event()
@@ -189,7 +199,7 @@ def test_a_node_that_does_not_say_what_its_clients_joined_with_delays_nobody_for
 
     third.kernel.hub.node_operations["webrtc:participants"] = hang
     told = first.client.call("webrtc:peers", {"room": "lobby"}, timeout=PATIENCE)["peers"]
-    assert asked.is_set()
+    assert asked.wait(PATIENCE)  # in this process, which may have been held up for as long as the answer is waited for
     never.set()
     assert [peer["metadata"] for peer in told] == [{"not": "what it joins calls with"}] * 2
 

@@ -36,7 +36,7 @@ class Lobby:
     """A call with Alice and Bob in it, who have negotiated, and Bob's token."""
 
     def __init__(self, connect: Connect, **options: Any) -> None:
-        self.kernel = serve(WebRTCSignalingBridge(**options))
+        self.kernel = serve(WebRTCSignalingBridge(**{"hold": PATIENCE, **options}))
         self.connect = connect
         self.alice, self.bob = connect(self.kernel), connect(self.kernel)
         self.alice.join_call("lobby")

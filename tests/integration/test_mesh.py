@@ -93,9 +93,9 @@ def test_three_nodes_reach_each_other_and_only_who_is_meant(start: Start) -> Non
     assert bob.mesh.broadcast({"type": "mesh:test", "payload": "all"}) == 2
     bob.mesh.send("cid", {"type": "mesh:test", "payload": "one"})
     assert cid.wait_for("mesh:test", "bob", 2) == "one"
-    cid.mesh.send("ann", {"type": "mesh:test", "payload": "last"})
-    ann.wait_for("mesh:test", "cid")
-    assert ann.payloads("mesh:test", "bob") == ["all"]
+    bob.mesh.send("ann", {"type": "mesh:test", "payload": "last"})
+    assert ann.wait_for("mesh:test", "bob", 2) == "last"
+    assert ann.payloads("mesh:test", "bob") == ["all", "last"]
 
 
 def test_a_handler_answers_the_node_it_heard(start: Start) -> None:
@@ -227,10 +227,11 @@ def test_a_handler_of_events_gets_the_answer_of_a_client_whose_node_has_sent_mor
 
 
 def test_a_node_that_stops_says_so_and_is_found_again_on_its_port(start: Start) -> None:
-    ann = start("ann")
+    [port] = free_ports(1)
+    ann = start("ann", port=port)
     bob = start("bob", peers=[ann.address])
     bob.wait_for("mesh:joined", "ann")
-    port = ann.mesh.port
+    ann.wait_for("mesh:joined", "bob")
     ann.kernel.stop()
     assert bob.wait_for("mesh:left", "ann")["reason"] == "leaving"
     assert bob.ids() == []
@@ -272,7 +273,8 @@ def test_a_silent_node_is_given_up(start: Start, node_id: str) -> None:
 
 
 def test_a_node_with_nothing_to_say_is_kept_alive_by_pings(start: Start) -> None:
-    options = MeshOptions(ping=0.05, suspect=1.5, down=2.0)  # no more hasty than a busy machine allows
+    # no more hasty than a busy machine allows
+    options = MeshOptions(ping=0.05, suspect=1.5, down=2.0, authentication=PATIENCE, digest=600.0)
     ann = start("ann", options=options)
     bob = start("bob", peers=[ann.address], options=options)
     ann.wait_for("mesh:joined", "bob")
@@ -285,7 +287,8 @@ def test_a_node_with_nothing_to_say_is_kept_alive_by_pings(start: Start) -> None
 
 
 def test_a_node_that_does_not_read_is_dropped_and_the_others_are_served(start: Start) -> None:
-    options = MeshOptions(outbox=1 << 20, message_size=1 << 19, resend=1 << 20, ping=0.05, suspect=0.5, down=1.0)
+    sizes = {"outbox": 1 << 20, "message_size": 1 << 19, "resend": 1 << 20}
+    options = MeshOptions(ping=0.05, suspect=0.5, down=1.0, authentication=PATIENCE, **sizes)
     ann = start("ann", options=options)
     bob = start("bob", peers=[ann.address])
     with Stranger(ann) as stranger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import socket as plain_socket
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import gevent.socket
 import msgpack
 import pytest
 import trustme
-from mesh_rig import CALM, PATIENCE, Asked, NodeHere, NodeProcess, eventually
+from mesh_rig import CALM, HERE, PATIENCE, QUICK, Asked, NodeHere, NodeProcess, eventually
 
 from realtime import ConfigurationError, MeshOptions, PeerMeshTransport, RealtimeKernel
 from realtime.protocols.mesh import MeshProtocol, State
@@ -148,7 +149,7 @@ def test_a_node_that_does_not_belong_is_refused_with_a_reason(
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "broken", "what it said first is no frame"),
         (b"\x97\x00\x01\xc6\x3f\xff\xff\xff" + b"x" * 65536, "broken", "a frame of more than 4096 bytes"),
         (b"\x97\x00\x01\xc6\x3f\xff\xff\xff", "timeout", "no handshake within 0.5 s"),
-        (b"\x97\x00\x01" + os.urandom(65536), "broken", "refused a link"),
+        (b"\x97\x00\x01" + random.Random(1).randbytes(65536), "broken", "refused a link"),
         (msgpack.packb([0, 99, "default", "zoe", b"z" * 16, b"n" * 16, None]), "version", "speaks version 99"),
         (msgpack.packb([0, 1, "other", "zoe", b"z" * 16, b"n" * 16, None]), "cluster", "of cluster 'other'"),
         (msgpack.packb([0, 1, "default", "zoe", b"z" * 16, b"n" * 16, None]) + msgpack.packb([1, b"p" * 32]), "secret",
@@ -158,7 +159,7 @@ def test_a_node_that_does_not_belong_is_refused_with_a_reason(
     ids=["HTTP", "1 GB", "1 GB that does not come", "noise", "version", "cluster", "secret", "silence"],
 )  # fmt: skip
 def test_bytes_of_a_stranger_are_refused_with_a_reason(start: Start, said: bytes, reason: str, line: str) -> None:
-    ann = start("ann", secret=SECRET)
+    ann = start("ann", secret=SECRET, options={**HERE, "authentication": 0.5} if reason == "timeout" else HERE)
     with gevent.socket.create_connection(("127.0.0.1", ann.where["port"]), timeout=PATIENCE) as sock:
         try:
             sock.sendall(said)
@@ -279,11 +280,11 @@ def test_nodes_meet_over_tls_and_a_foreign_certificate_is_refused(
     eve = start("eve", tls=tls("eve", foreign, authority), peers=[ann.where["address"]])
     eventually(lambda: ann.counter("refused_tls") >= 1, "refused")
     ann.logged("refused a link from 127.0.0.1:")
-    assert "certificate" in ann.logged("certificate").lower()
+    ann.logged("certificate")
     eventually(lambda: eve.counter("dials") >= 2, "tried again")
     assert ann.ask("view")["nodes"] == bob.ask("view")["nodes"] == ["ann", "bob"]
     fay = start("fay", tls=tls("fay", authority, foreign), peers=[ann.where["address"]])  # believes others
-    assert "certificate" in fay.logged("cannot link with").lower()
+    fay.logged("cannot link with", "certificate verify failed")  # the log is that of all nodes here
     assert fay.counter("dial_failures") >= 1
     assert fay.ask("view")["nodes"] == ["fay"]
 
@@ -308,8 +309,9 @@ def test_a_node_without_tls_and_one_with_it_refuse_each_other(
 ) -> None:
     authority = trustme.CA()
     options = {"tls": tls("ann", authority, authority)}
-    ann = start("ann", **(options if encrypted == "listener" else {}))
-    bob = start("bob", peers=[ann.where["address"]], **(options if encrypted == "dialler" else {}))
+    # short, as each may wait for what the other will never say
+    ann = start("ann", options=QUICK, **(options if encrypted == "listener" else {}))
+    bob = start("bob", options=QUICK, peers=[ann.where["address"]], **(options if encrypted == "dialler" else {}))
     is_refused(ann, "refused_tls" if encrypted == "listener" else "refused_broken", "refused a link from")
     bob.logged("cannot link with")
     assert bob.events("joined") == []
@@ -343,10 +345,11 @@ def test_whoever_comes_to_a_new_node_sees_the_clients_of_those_in_its_directory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernels = []
+    options = MeshOptions(meeting=PATIENCE, authentication=PATIENCE)
     try:
         for _ in range(3):
             clients = MemoryTransport()
-            mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=MeshOptions(meeting=PATIENCE))
+            mesh = PeerMeshTransport(None, discover=f"unix:{tmp_path}", options=options)
             kernel = RealtimeKernel([clients, mesh], log_level="info")
             kernel.start()
             kernels.append(kernel)

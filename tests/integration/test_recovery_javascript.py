@@ -19,7 +19,7 @@ from cutting_proxy import CuttingProxy
 from gevent.threadpool import ThreadPool
 from javascript_rig import ChromiumScript, NodeScript, Script, websockets_server
 from programs import PATIENCE
-from recovery_rig import SEEDS, Node, answers_late, beside, messages, unexcused
+from recovery_rig import SEEDS, Node, answers_late, beside, messages, unexcused, until
 from webrtc_rig import Proxy, launched
 
 if TYPE_CHECKING:
@@ -83,6 +83,17 @@ direct.close();
 def flow(server: Node, seed: int, *, session: bool, room: str) -> str:
     script = SPEAKER.replace("PORT", str(server.port)) + FLOW.replace("SESSION", str(session).lower())
     return script.replace("ROOM", room).replace("COUNT", str(MESSAGES)).replace("SEED", f"{room}-{seed}")
+
+
+def ask(node: Node, path: str) -> str:
+    """Ask a node without a WebSocket; blocks."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.port}/{path}", timeout=10 * PATIENCE) as answer:
+        return str(answer.read().decode())
+
+
+def wait_for_nodes(node: Node, count: int) -> None:
+    """Wait until a node knows so many beside itself."""
+    until(lambda: beside(ask, node, "nodes") == str(count), f"{count} other nodes")
 
 
 def cut_at_random(proxy: CuttingProxy, chance: random.Random, count: int) -> None:
@@ -186,7 +197,7 @@ class Cluster:
         folder = self._folder / name
         folder.mkdir()
         peers = (self.speaker.peer,) if name != "n0" else ()
-        return Node(folder, history=self._history, name=name, peers=peers).start()
+        return Node(folder, history=self._history, name=name, peers=peers, pong=2.0).start()
 
     @property
     def url(self) -> str:
@@ -198,8 +209,7 @@ class Cluster:
 
     def ask(self, path: str) -> str:
         """Ask the node that lives on; blocks."""
-        with urllib.request.urlopen(self.home + path, timeout=10 * PATIENCE) as answer:
-            return str(answer.read().decode())
+        return ask(self.speaker, path)
 
     def fault(self, kind: str) -> None:
         """Have something happen to the client. Switches greenlets."""
@@ -221,9 +231,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self.proxy.__enter__()
-        with gevent.Timeout(PATIENCE):
-            while beside(self.ask, "nodes") != "2":  # beside itself
-                gevent.sleep(0.05)
+        wait_for_nodes(self.speaker, 2)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -487,6 +495,8 @@ def test_another_node_replays_what_was_missed(tmp_path: Path) -> None:
       direct.close();
     """
     with Node(tmp_path / "one", name="n0") as one, Node(tmp_path / "other", name="n1", peers=(one.peer,)) as other:
+        for node in (one, other):
+            wait_for_nodes(node, 1)
         chosen = [one.port]
         with CuttingProxy(lambda: chosen[0]) as proxy:
             url = f"ws://127.0.0.1:{proxy.port}/realtime"

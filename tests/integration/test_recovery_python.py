@@ -25,6 +25,7 @@ from realtime import Client, MiB, QueueFull
 
 MESSAGES = messages(2000)
 NOTES = 300  # from the client to the server
+SILENCE = 2.0  # seconds until a client that answers no ping is missed
 MESH = {"ping": 0.5, "suspect": 20.0, "down": 30.0, "backoff": 0.05, "backoff_max": 0.1, "authentication": 10.0}
 
 
@@ -83,10 +84,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 @pytest.fixture(scope="module")
+def watchful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """For tests in which clients fall silent, and may be missed for other reasons too."""
+    with calm(tmp_path_factory.mktemp("watchful"), pong=SILENCE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     """Two nodes that know one another."""
     folder = tmp_path_factory.mktemp("mesh")
-    with calm(folder, name="n1") as first, calm(folder, name="n2", peers=(first.peer,)) as second:
+    first, second = (calm(folder, name=name, pong=SILENCE) for name in ("n1", "n2"))
+    second.peers = (first.peer,)
+    with first, second:
         with Client(first.url, timeout=PATIENCE) as client:
             until(lambda: client.call("nodes") == 1, "they know each other")
         yield [first, second]
@@ -102,10 +112,14 @@ def speaker(server: Node) -> Iterator[Client]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("msgpack", [False, True], ids=["json", "msgpack"])
 def test_a_session_loses_nothing_however_often_it_is_cut(
-    server: Node, speaker: Client, seed: int, msgpack: bool
+    watchful: Node, seed: int, msgpack: bool
 ) -> None:
     chance, room = random.Random(seed), f"kept:session {seed} {msgpack}"
-    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Talker(proxy.port, msgpack=msgpack) as listener:
+    with (
+        CuttingProxy(lambda: watchful.port, seed=seed) as proxy,
+        Talker(proxy.port, msgpack=msgpack) as listener,
+        Client(watchful.url, timeout=10 * PATIENCE) as speaker,
+    ):
         client, own, asked = listener.client, listener.client.id, len(beside(speaker.call, "notes"))
         beside(client.join, room)
         quiz = gevent.spawn(beside, client.call, "quiz")
@@ -128,9 +142,13 @@ def test_a_session_loses_nothing_however_often_it_is_cut(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_without_a_session_the_room_is_recovered(server: Node, speaker: Client, seed: int) -> None:
+def test_without_a_session_the_room_is_recovered(watchful: Node, seed: int) -> None:
     chance, room = random.Random(seed), f"kept:room {seed}"
-    with CuttingProxy(lambda: server.port, seed=seed) as proxy, Talker(proxy.port, session=False) as listener:
+    with (
+        CuttingProxy(lambda: watchful.port, seed=seed) as proxy,
+        Talker(proxy.port, session=False) as listener,
+        Client(watchful.url, timeout=10 * PATIENCE) as speaker,
+    ):
         beside(listener.client.join, room)
         flowing = gevent.spawn(beside, speaker.call, "flow", [0, MESSAGES], room=room)
         cut_now_and_then(proxy, listener, chance)

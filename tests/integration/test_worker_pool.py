@@ -8,8 +8,11 @@ import signal
 import socket
 import sys
 import threading
+from collections import defaultdict
 from contextlib import ExitStack
+from itertools import count, permutations
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from programs import EXAMPLES, PATIENCE, Program, client_in, complain_of_faults
@@ -30,6 +33,9 @@ from worker_rig import (
     run,
     write,
 )
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="SO_REUSEPORT spreads connections on Linux only"
@@ -282,7 +288,8 @@ class Stream:
         self._done = False
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
         self.failures: list[str] = []
-        self.versions: list[int] = []
+        self.era = 1
+        self._versions: defaultdict[int, list[int]] = defaultdict(list)  # that answered, by the era of the attempt
         self.told_to_come_back = 0
 
     def _run(self) -> None:
@@ -295,21 +302,25 @@ class Stream:
                 self._changed.notify_all()
 
     def _attempt(self) -> None:
+        era = self.era
         with socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE) as sock:
             sock.sendall(request())
             sock.sendall(frame(1, b'{"type": "who", "ack": 1}'))
             answer = answer_in(sock)
         if answer.startswith(b"{"):
-            self.versions.append(json.loads(answer)["payload"]["result"][1])
+            self._versions[era].append(json.loads(answer)["payload"]["result"][1])
         else:
             assert int.from_bytes(answer[:2], "big") == 4013, answer
             self.told_to_come_back += 1
 
-    def wait_for_more(self, count: int) -> None:
-        """Wait until so many more attempts have been answered."""
-        wanted = len(self.versions) + count
+    def versions(self) -> list[int]:
+        """Return what answered those that began in this era."""
+        return self._versions[self.era]
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many attempts of this era have been answered."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.versions) >= wanted or self.failures, PATIENCE)
+            assert self._changed.wait_for(lambda: len(self.versions()) >= count or self.failures, PATIENCE)
 
     def __enter__(self) -> Stream:
         for thread in self._threads:
@@ -327,16 +338,15 @@ def test_a_reload_serves_what_the_files_hold_now_and_refuses_or_resets_no_connec
     with Pool.serving(tmp_path) as pool, ExitStack() as stack:
         before = pool.one_client_each(stack)
         with Stream(pool.port) as stream:
-            stream.wait_for_more(50)
+            stream.wait_for(50)
             for version in (22, 333, 4444):  # of other lengths, so that no cached bytecode fits
                 write(tmp_path, KERNEL.replace("version = 1", f"version = {version}"))
                 with gone_afterwards(pool.workers()):
                     pool.tell(signal.SIGHUP)
                     pool.wait_for("reloaded$")
-                seen = len(stream.versions)
-                stream.wait_for_more(50)
-                # those answered until then may have been asked earlier
-                assert set(stream.versions[seen + 3 :]) == {version}
+                stream.era = version  # who was asked before this may still be answered by the workers of before
+                stream.wait_for(50)
+                assert set(stream.versions()) == {version}
         assert stream.failures == []
         assert {close_code(client) for client in before.values()} == {4013}
         assert not set(before) & {pool.client_of(lambda pid: True, stack)[1] for _ in range(8)}
@@ -408,12 +418,37 @@ def test_the_cluster_example_answers_from_every_worker() -> None:
         assert pool.stop() == 0
 
 
+def hear_each_other(pool: Pool, stack: ExitStack) -> None:
+    """Have a client at each of two workers hear the other one: from then on each knows that the room is there too."""
+    by_pid: dict[int, ClientConnection] = {}
+    while len(by_pid) < 2:
+        client = stack.enter_context(connect(pool.url))
+        by_pid.setdefault(ask(client, "echo")["pid"], client)
+    for speaker, listener in permutations(by_pid):
+        for number in count():
+            by_pid[speaker].send(json.dumps({"type": "say", "payload": number}))
+            if hears(by_pid[listener], {"said": number, "pid": speaker}):
+                break
+
+
+def hears(client: ClientConnection, what: dict[str, Any]) -> bool:
+    """Whether a client is told this within a second, and so all that was said before it."""
+    try:
+        while not what.items() <= json.loads(client.recv(timeout=1.0))["payload"].items():
+            pass
+    except TimeoutError:
+        return False
+    return True
+
+
 def test_what_the_client_of_the_cluster_example_says_is_heard_by_clients_of_all_workers() -> None:
     module("websockets")
     with Pool(EXAMPLES / "cluster_echo.py", "--port", "0", "--workers", "2") as pool:
         while sum(" joined " in line for line in pool.output) < 2:  # each of the other
             pool.wait_for(" joined ")
-        done = run(EXAMPLES, "-c", client_in(EXAMPLES / "cluster_echo.py", pool.port, 8768))
+        with ExitStack() as stack:
+            hear_each_other(pool, stack)
+            done = run(EXAMPLES, "-c", client_in(EXAMPLES / "cluster_echo.py", pool.port, 8768))
         assert pool.stop() == 0
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "8 heard it"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 from programs import PATIENCE, Program, complain_of_faults
 from worker_rig import (
     KERNEL,
@@ -78,7 +79,8 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_drains_once(tmp_path: Pa
         for pid in (*clients, pool.pid):  # a terminal tells its whole foreground group
             os.kill(pid, signal.SIGINT)
         assert {close_code(client) for client in clients.values()} == {4013}
-        assert pool.stop() == 0
+        assert pool.stop(signal.SIGCONT) == 0  # which tells it nothing
+    assert "killing the workers" not in pool.text
 
 
 def test_handlers_finish_while_the_pool_drains_and_a_second_signal_hurries(tmp_path: Path) -> None:
@@ -184,9 +186,7 @@ def test_a_second_pool_does_not_share_the_port_of_the_first_unless_told_to(tmp_p
 
 
 def test_a_port_that_workers_cannot_share_is_explained(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     text = f"""
         from realtime import PeerMeshTransport, RealtimeKernel
 

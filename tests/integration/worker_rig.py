@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,7 @@ def setup(worker):
     return make_kernel()
 
 """
-ENOUGH = 400  # connections: that all of them meet the same one of two or three workers will not happen
+ENOUGH = 400  # connections: that all of them meet the same one of two or three workers that serve will not happen
 
 
 def write(folder: Path, text: str, name: str = "app.py") -> Path:
@@ -115,8 +117,14 @@ class Pool(Program):
         return {int(pid) for pid in children.read_text().split()}
 
     def client_of(self, wanted: Callable[[int], bool], stack: ExitStack) -> tuple[ClientConnection, int]:
-        """Connect until a worker that is wanted answers; return the client and the worker's process."""
-        for _ in range(ENOUGH):
+        """Connect until a worker that is wanted answers; return the client and the worker's process.
+
+        It may not serve yet: the others get its share then.
+        """
+        deadline = time.monotonic() + PATIENCE
+        for number in count():
+            if number >= ENOUGH and time.monotonic() > deadline:
+                break
             with ExitStack() as attempt:
                 client = attempt.enter_context(connect(self.url))
                 pid, _ = ask(client)
@@ -125,10 +133,10 @@ class Pool(Program):
                     return client, pid
         raise AssertionError("no connection came to the worker")
 
-    def one_client_each(self, stack: ExitStack, count: int = 2) -> dict[int, ClientConnection]:
+    def one_client_each(self, stack: ExitStack, workers: int = 2) -> dict[int, ClientConnection]:
         """Connect to each of the workers; return the clients by process."""
         clients: dict[int, ClientConnection] = {}
-        while len(clients) < count:
+        while len(clients) < workers:
             client, pid = self.client_of(lambda pid: pid not in clients, stack)
             clients[pid] = client
         return clients
