@@ -234,6 +234,7 @@ class MeshCore(Incoming):
         if peer is None or not peer.linked:
             self.counters["frames_of_nobody"] += 1
             return
+        self._catch_up(now)
         member = self._membership.members[node]
         if member.suspect:
             self._membership.heard(member, now)
@@ -316,9 +317,7 @@ class MeshCore(Incoming):
         if self._membership.leaving:
             self.due = now + self._options.ping
             return self._options.ping
-        late = now - self.due
-        if late > _LATE:
-            self._membership.late(late, now)
+        self._catch_up(now)
         if now >= self._next_ping:
             self._next_ping = now + self._options.ping
             self._peers.ping()
@@ -341,6 +340,16 @@ class MeshCore(Incoming):
         others = (self._peers.tick(now), deadline, redial)
         self.due = min(self._next_ping, self._next_digest, watched, *(due for due in others if due is not None))
         return max(0.0, self.due - now)
+
+    def _catch_up(self, now: float) -> None:
+        """Before anybody's silence is judged: the time in which this process was held up counts not.
+
+        Whatever wakes it first, a frame that waited as well as the clock.
+        """
+        late = now - self.due
+        if late > _LATE:
+            self._membership.late(late, now)
+            self.due = now
 
     def _is_dialled(self, node: str, address: str) -> bool:
         member = self._membership.members.get(node)
@@ -377,6 +386,7 @@ class MeshCore(Incoming):
 
     def silence(self, node: str, now: float) -> float | None:
         """Return the seconds since a linked node was heard; None if there is no link to it."""
+        self._catch_up(now)
         member = self._membership.members.get(node)
         return now - member.heard if member is not None and member.linked else None
 

@@ -32,10 +32,11 @@ from realtime.protocols.mesh_actions import (
     RoomLeft,
     RunCall,
 )
-from realtime.protocols.mesh_bodies import Came, Delta, Event, ToClient, encode
+from realtime.protocols.mesh_bodies import Came, Delta, Event, NodeRecord, Table, ToClient, encode
 from realtime.protocols.mesh_filters import RouteFilter, Routes
 from realtime.protocols.mesh_frames import DataReceived, NewsReceived, ResumeReceived
 from realtime.protocols.mesh_handshake import Hello, Reason
+from realtime.protocols.mesh_membership import DOWN
 from realtime.protocols.mesh_session import ACK_DELAY
 from realtime.protocols.mesh_state import StateError
 from realtime.testing.mesh_network import MeshNetwork, NetworkNode
@@ -137,6 +138,25 @@ def test_a_killed_node_is_suspect_then_down_and_welcome_when_it_returns() -> Non
     made.add("bob", seeds=["ann"])
     made.run(1.0)
     assert ann.told == [NodeJoined("bob", "bob")]
+
+
+@pytest.mark.parametrize("first", ["word of another", "the clock", "a new link"])
+def test_a_process_that_was_held_up_takes_nobody_for_silent_whatever_wakes_it(first: str) -> None:
+    made = network("ann", "bob", "cyd")
+    cyd = made.nodes["cyd"].core
+    later = made.now + 2 * OPTIONS.down  # in which nobody called it
+    bob = cyd._membership.members["bob"].record()
+    down = NodeRecord(bob.node, bob.instance, bob.incarnation, DOWN, bob.address)
+    if first == "word of another":  # who did not hear bob for a while, and has not heard yet that it lives
+        cyd.received("ann", NewsReceived(encode(Table([down]))), later)
+        assert cyd.counters["rumours_disbelieved"] == 1
+    elif first == "the clock":
+        cyd.tick(later)
+    else:
+        assert cyd.silence("bob", later) <= 2 * OPTIONS.ping  # type: ignore[operator]
+    cyd.tick(later)
+    assert [action for action in cyd.take_actions() if isinstance(action, NodeLeft | NodeSuspect)] == []
+    assert [node.suspect for node in cyd.nodes()] == [False, False]
 
 
 def test_a_restart_that_nobody_had_noticed_takes_the_old_instance_away_and_tells_what_it_lost() -> None:
