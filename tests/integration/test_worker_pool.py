@@ -392,9 +392,10 @@ def test_a_reload_may_move_to_another_address_and_gives_the_old_one_back(tmp_pat
     write(tmp_path, KERNEL)
     with Pool.serving(tmp_path) as pool:
         write(tmp_path, KERNEL.replace("port=0", "port=0, host='127.0.0.2'"))
-        pool.tell(signal.SIGHUP)
-        new = [pool.wait_for(SOCKET)[1] for _ in range(2)]
-        pool.wait_for("reloaded$")
+        with gone_afterwards(pool.workers()):  # who leave once they have stopped listening
+            pool.tell(signal.SIGHUP)
+            new = [pool.wait_for(SOCKET)[1] for _ in range(2)]
+            pool.wait_for("reloaded$")
         assert len(set(new)) == 1
         with connect(new[0]) as client:
             assert ask(client)[0] in pool.workers()
