@@ -5,6 +5,7 @@ With ``CI=true`` in the environment nothing is skipped: what is missing there is
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import shutil
@@ -62,14 +63,20 @@ def node_with(package: str) -> tuple[str, Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realtime-tests"
     folder = cache / f"{package}-{NPM_PACKAGES[package]}"
     modules = folder / "node_modules"
-    if not (modules / package / "package.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = f"{package}@{NPM_PACKAGES[package]}"
-        command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder), wanted]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
-        except subprocess.TimeoutExpired:
-            missing(f"the npm package {package}", f"{' '.join(command)} did not end within {INSTALL_TIMEOUT:g} s")
-        if done.returncode:
-            missing(f"the npm package {package}", f"{' '.join(command)} said {done.stderr.strip()[-500:]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes: none finds it half installed
+        if not (modules / package / "package.json").exists():
+            _install(npm, package, folder)
     return node, modules
+
+
+def _install(npm: str, package: str, folder: Path) -> None:
+    wanted = f"{package}@{NPM_PACKAGES[package]}"
+    command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder), wanted]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        missing(f"the npm package {package}", f"{' '.join(command)} did not end within {INSTALL_TIMEOUT:g} s")
+    if done.returncode:
+        missing(f"the npm package {package}", f"{' '.join(command)} said {done.stderr.strip()[-500:]}")
