@@ -61,8 +61,10 @@ async function run(below) {
 byId("notice-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.currentTarget;
-  const answer = await fetch(form.action, { method: "POST", body: new FormData(form) }).catch(() => null);
-  if (answer?.ok) byId("text").value = "";
+  const body = new FormData(form);
+  form.reset(); // now, and not with the answer: something else may be in it by then
+  const answer = await fetch(form.action, { method: "POST", body }).catch(() => null);
+  if (!answer?.ok) byId("text").value ||= body.get("text");
 });
 
 function prepend(list, entry) {

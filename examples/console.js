@@ -1,6 +1,6 @@
 // The page: rooms, chat, who is present, and every frame. The server is the authority on who is in which room.
 
-import { avatar, byId, element, keepAtEnd, memory, minutes, stayAtEnd, toEnd } from "./page.js";
+import { avatar, byId, element, keepAtEnd, memory, minutes, refill, stayAtEnd, toEnd } from "./page.js";
 
 const ENTRIES_KEPT = 500; // a room's, then the oldest go
 const FRAMES_KEPT = 200;
@@ -197,35 +197,32 @@ function show(name) {
   showControls();
 }
 
-function roomButton(name, size, unread, onclick) {
-  const button = element("button", "room", null, element("span", "label", name));
+/** An item with a button for a room. */
+function roomItem(name, onclick) {
+  const button = element("button", "room", null, element("span", "label", name), element("span"));
   button.type = "button";
-  if (unread) {
-    const badge = element("span", "unread", String(unread));
-    badge.setAttribute("aria-label", `${unread} unread`);
-    button.append(badge);
-  } else {
-    const count = element("span", "size", String(size ?? "–"));
-    count.setAttribute("aria-label", size === 1 ? "1 member" : `${size ?? "unknown"} members`);
-    button.append(count);
-  }
-  if (name === current) button.setAttribute("aria-current", "true");
   button.onclick = onclick;
   return element("li", "", null, button);
 }
 
-/** Put new items into a list, and the keyboard's focus back where it was. */
-function refill(list, items) {
-  const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
-  list.replaceChildren(...items);
-  if (focused >= 0) items[Math.min(focused, items.length - 1)]?.querySelector("button")?.focus();
+/** Say how many members a room has, or how much in it is unread. */
+function showSize(item, name, size, unread = 0) {
+  const button = item.firstElementChild;
+  const count = button.lastElementChild;
+  count.className = unread ? "unread" : "size";
+  count.textContent = unread || (size ?? "–");
+  const members = size === 1 ? "1 member" : `${size ?? "unknown"} members`;
+  count.setAttribute("aria-label", unread ? `${unread} unread` : members);
+  button.ariaCurrent = name === current ? "true" : null;
 }
 
 function showRooms() {
-  const others = open.filter(({ name }) => !rooms.has(name));
-  refill(byId("joined"), [...rooms].map(([name, { total, unread }]) => roomButton(name, total, unread, () => show(name))));
-  refill(byId("others"), others.map(({ name, members }) => roomButton(name, members, 0, () => join(name))));
-  byId("others-box").hidden = others.length === 0;
+  const others = new Map(open.filter(({ name }) => !rooms.has(name)).map(({ name, members }) => [name, members]));
+  const inside = refill(byId("joined"), [...rooms.keys()], (name) => roomItem(name, () => show(name)));
+  for (const [name, item] of inside) showSize(item, name, rooms.get(name).total, rooms.get(name).unread);
+  const outside = refill(byId("others"), [...others.keys()], (name) => roomItem(name, () => join(name)));
+  for (const [name, item] of outside) showSize(item, name, others.get(name));
+  byId("others-box").hidden = others.size === 0;
 }
 
 function showPeople() {

@@ -36,6 +36,27 @@ export function avatar(id, name) {
   return made;
 }
 
+const listed = new WeakMap(); // list -> its items, by name
+
+/**
+ * Let a list have an item for each name, in order; `make(name)` makes those that are new. The others stay where they
+ * are: a button that is taken out while it is pressed misses its click. Returns all items, by name.
+ */
+export function refill(list, names, make) {
+  const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
+  const before = listed.get(list);
+  const byName = new Map(names.map((name) => [name, before?.get(name) ?? make(name)]));
+  const items = [...byName.values()];
+  listed.set(list, byName);
+  for (const item of [...list.children]) if (!items.includes(item)) item.remove();
+  items.forEach((item, place) => {
+    if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
+  });
+  const lost = focused >= 0 && !list.contains(document.activeElement);
+  if (lost) items[Math.min(focused, items.length - 1)]?.querySelector("button")?.focus();
+  return byName;
+}
+
 export const minutes = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
 
 // Lists that grow at their end stay there, unless the reader scrolled up to read.

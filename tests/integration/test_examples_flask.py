@@ -145,6 +145,7 @@ def test_the_page_comes_with_what_was_said_before(visit: Visit, chat: str) -> No
     reader = visit(chat, java_script_enabled=False)
     reader.fill("#name", "Reader")
     reader.press("#name", "Enter")
+    reader.wait_for_url(f"{chat}/room/lobby")
     reader.goto(f"{chat}/room/history")
     assert reader.locator(".entry .body").all_inner_texts() == ["one", "two <i>"]
     ada.reload()
@@ -301,6 +302,43 @@ def test_a_vote_is_seen_by_everybody(visit: Visit, poll: str) -> None:
     ada.wait_for_selector("#password")
 
 
+def test_a_vote_counts_although_the_list_changes_while_it_is_pressed(visit: Visit, poll: str) -> None:
+    ada, joan = log_in(visit(poll), "ada"), log_in(visit(poll), "joan")
+    for page in (ada, joan):
+        is_open(page)
+    joan.hover('[data-name="Dumplings"]')
+    joan.mouse.down()
+    ada.click('[data-name="Dumplings"]')
+    votes(joan, "Dumplings", 1)
+    joan.mouse.up()
+    votes(ada, "Dumplings", 2)
+
+
+def what_was_written(page: Page, form: str, field: str, text: str) -> Any:
+    """Send a form, and write something else in its field while that is on its way; return what is there then."""
+    page.fill(field, text)
+    return page.evaluate(
+        """async ([form, field]) => {
+            let answered;
+            const sent = new Promise((resolve) => (answered = resolve));
+            const { fetch } = window;
+            window.fetch = (...request) => fetch(...request).finally(() => setTimeout(answered));
+            document.querySelector(form).requestSubmit();
+            document.querySelector(field).value = "another";
+            await sent;
+            return document.querySelector(field).value;
+        }""",
+        [form, field],
+    )
+
+
+def test_what_is_written_while_a_dish_is_added_stays(visit: Visit, poll: str) -> None:
+    page = log_in(visit(poll), "ada")
+    is_open(page)
+    assert what_was_written(page, "#add", "#dish", "Pie") == "another"
+    votes(page, "Pie", 0)
+
+
 def test_only_users_with_their_password_get_in(visit: Visit, poll: str) -> None:
     page = log_in(visit(poll), "ada", "wrong")
     page.wait_for_selector(".alert:not(:empty)")
@@ -404,6 +442,13 @@ def test_a_notice_by_whomever_is_seen_by_everybody(visit: Visit, jobs: str) -> N
     assert post(f"{jobs}/notices", text="x" * 201) == (400, {"pages": 0})
 
 
+def test_what_is_written_while_a_notice_is_sent_stays(visit: Visit, jobs: str) -> None:
+    page = visit(jobs)
+    is_open(page)
+    assert what_was_written(page, "#notice-form", "#text", "one") == "another"
+    page.wait_for_selector('#notices span:text-is("one")')
+
+
 def post(url: str, **fields: str) -> tuple[int, Any]:
     try:
         answer = urllib.request.urlopen(url, urllib.parse.urlencode(fields).encode(), timeout=PATIENCE)
@@ -450,9 +495,17 @@ def test_many_clients_of_several_processes_share_a_room(processes: str) -> None:
             client.send(json.dumps({"type": "chat:message", "room": "all", "payload": "here", "ack": 1}))
             answer = until(client, lambda message: message["type"] == "system:ack")
             assert answer["payload"]["result"]["process"] != os.getpid()
+        while members_of_all(clients[0]) < len(clients):  # the process of the first hears of the others' clients
+            pass
         clients[0].send(json.dumps({"type": "chat:message", "room": "all", "payload": "last"}))
         for client in clients[1:]:
             until(client, lambda message: message["type"] == "chat:message" and message["payload"]["body"] == "last")
+
+
+def members_of_all(client: ClientConnection) -> int:
+    client.send('{"type": "room:list", "ack": "how many"}')
+    answer = until(client, lambda message: message["payload"].get("ack") == "how many")
+    return next(room["members"] for room in answer["payload"]["result"]["rooms"] if room["name"] == "all")
 
 
 def until(client: ClientConnection, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

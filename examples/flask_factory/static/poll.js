@@ -1,7 +1,7 @@
 // The poll's page: the server tells it of every vote.
 
 import { connect } from "/realtime/client.js";
-import { byId, element } from "/page.js";
+import { byId, element, refill } from "/page.js";
 
 const STATES = { connecting: "Connecting", open: "Connected", waiting: "Connection lost, reconnecting", closed: "Disconnected" };
 const LOGGED_OUT = 4501; // on some page: this one leaves, too
@@ -37,16 +37,18 @@ async function catchUp() {
 
 function show() {
   const all = dishes.reduce((sum, { votes }) => sum + votes, 0) || 1;
-  const focused = document.activeElement?.dataset.name;
-  list.replaceChildren(...dishes.map(({ name, votes }) => element("li", "", null, button(name, votes, (100 * votes) / all))));
-  if (focused) [...list.querySelectorAll("button")].find(({ dataset }) => dataset.name === focused)?.focus();
+  const items = refill(list, dishes.map(({ name }) => name), (name) => element("li", "", null, button(name)));
+  for (const { name, votes } of dishes) {
+    const shown = items.get(name).firstElementChild;
+    shown.querySelector(".votes").textContent = votes;
+    shown.style.setProperty("--share", (100 * votes) / all);
+    shown.setAttribute("aria-pressed", name === mine);
+  }
 }
 
-function button(name, votes, share) {
-  const made = element("button", "dish", null, element("span", "bar-of"), element("span", "label", name), element("span", "votes", votes));
-  made.style.setProperty("--share", share);
+function button(name) {
+  const made = element("button", "dish", null, element("span", "bar-of"), element("span", "label", name), element("span", "votes"));
   made.dataset.name = name;
-  made.setAttribute("aria-pressed", name === mine);
   made.addEventListener("click", () => attempt(() => client.call("poll:vote", name)));
   return made;
 }
@@ -54,10 +56,16 @@ function button(name, votes, share) {
 byId("add").addEventListener("submit", (event) => {
   event.preventDefault();
   const form = event.currentTarget;
+  const body = new FormData(form);
+  form.reset(); // now, and not with the answer: something else may be in it by then
   attempt(async () => {
-    const answer = await fetch(form.action, { method: "POST", body: new FormData(form) });
-    if (!answer.ok) throw new Error(await answer.text());
-    form.reset();
+    try {
+      const answer = await fetch(form.action, { method: "POST", body });
+      if (!answer.ok) throw new Error(await answer.text());
+    } catch (error) {
+      byId("dish").value ||= body.get("name");
+      throw error;
+    }
   });
 });
 
