@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 from programs import EXAMPLES, PATIENCE, Program, complain_of_faults
 
 SCRIPT = EXAMPLES / "python_client.py"
@@ -49,10 +50,8 @@ def test_it_says_no_to_a_price_above_the_budget(url: str) -> None:
     )
 
 
-def test_it_waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
-    with Program(EXAMPLES / "conversation.py", "--port", "0") as server:
-        port = server.wait_for(r"ws://127\.0\.0\.1:(\d+)/realtime")[1]
-        server.stop()
+def test_it_waits_for_a_server_that_is_not_there_yet() -> None:
+    port = str(*free_ports(1))
     with Program(SCRIPT, "--url", f"ws://127.0.0.1:{port}/realtime", "--pizza", "Funghi") as client:
         client.wait_for("No connection: next attempt in")
         with Program(EXAMPLES / "conversation.py", "--port", port):
@@ -81,8 +80,9 @@ kernel.run()
 def test_it_orders_again_from_a_server_that_was_killed_in_between(tmp_path: Path) -> None:
     server = tmp_path / "server.py"
     server.write_text(FORGETFUL)
-    with Program(server, "0", "waits") as first:
-        port = first.wait_for(r"ws://127\.0\.0\.1:(\d+)/realtime")[1]
+    port = str(*free_ports(1))
+    with Program(server, port, "waits") as first:
+        first.wait_for("ws://127")
         with Program(SCRIPT, "--url", f"ws://127.0.0.1:{port}/realtime") as client:
             first.wait_for("an order")
             first.stop(signal.SIGKILL)

@@ -108,12 +108,13 @@ STRANGER = """async (room) => {
     const { connect } = await import("/realtime/client.js");
     const canvas = document.createElement("canvas");
     canvas.getContext("2d").fillRect(0, 0, 9, 9);
-    for (;;) {
+    for (let attempt = 1; ; attempt++) {
+        const name = `Stranger ${attempt}`;
         window.client = connect("/realtime");
-        window.call = client.webrtc(room, { stream: canvas.captureStream(5), metadata: { name: "Stranger" } });
+        window.call = client.webrtc(room, { stream: canvas.captureStream(5), metadata: { name } });
         const met = new Promise((resolve) => call.on("peer", resolve));
         await call.join();
-        if (!(await met).polite) return; // then it is this side that makes the channels: none
+        if (!(await met).polite) return name; // then it is this side that makes the channels: none
         await call.leave();
         client.close();
     }
@@ -125,14 +126,15 @@ def test_somebody_without_a_chat_hinders_nobodys_and_missed_texts_say_so(
 ) -> None:
     ada, stranger = enter("Ada", camera=False), enter("Stranger", camera=False)
     stranger.click("#leave")
-    stranger.evaluate(STRANGER, request.node.originalname)
-    ada.wait_for_selector(tile("Stranger"))
+    ada.wait_for_selector('.notice:text-is("Stranger left")')
+    name = stranger.evaluate(STRANGER, request.node.originalname)
+    ada.wait_for_selector(tile(name))
     grace = enter("Grace", camera=False)
     sees(ada, "Grace")
     say(ada, "good morning")
     heard(grace, "good morning")
     stranger.evaluate("call.leave()")
-    ada.wait_for_selector('.entry.mine .fate:text-is("Not delivered to Stranger")')
+    ada.wait_for_selector(f'.entry.mine .fate:text-is("Not delivered to {name}")')
 
 
 def test_a_text_for_somebody_who_is_still_connecting_arrives(enter: Enter) -> None:
@@ -167,11 +169,13 @@ def test_camera_and_microphone_can_be_switched_in_the_call(enter: Enter) -> None
     ada, grace = enter("Ada", camera=False), enter("Grace", camera=False)
     sees(grace, "Ada")
     grace.wait_for_selector(f"{tile('Ada')}.is-muted")
-    height = "document.querySelector('.tile:not(.own) video').videoHeight"
-    drawn = grace.evaluate(height)
+    # a picture is sent smaller where the machine is too slow for it, but in the same shape: drawn 16:9, a camera's 4:3
+    of_video = "(({ videoWidth, videoHeight }) => videoWidth / videoHeight)"
+    shape = f"{of_video}(document.querySelector('.tile:not(.own) video'))"
+    assert grace.evaluate(f"{shape} > 1.5")
     ada.click("#camera")
     ada.wait_for_selector("#camera[aria-pressed=true]")
-    grace.wait_for_function(f"(drawn) => {height} !== drawn", arg=drawn)
+    grace.wait_for_function(f"{shape} < 1.5")
     ada.click("#microphone")
     grace.wait_for_selector(f"{tile('Ada')}:not(.is-muted)")
     sounds = "document.querySelector('.tile:not(.own) video').srcObject.getAudioTracks().length"
@@ -179,7 +183,7 @@ def test_camera_and_microphone_can_be_switched_in_the_call(enter: Enter) -> None
     ada.click("#microphone")
     grace.wait_for_selector(f"{tile('Ada')}.is-muted")
     ada.click("#camera")
-    grace.wait_for_function(f"(drawn) => {height} === drawn", arg=drawn)
+    grace.wait_for_function(f"{shape} > 1.5")
     sees(grace, "Ada")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 TIMES = int(os.environ.get("REALTIME_PAGES_LEFT", "2"))  # pages for each way to leave one
+MANY = "one of many"
 
 SERVER = '''
 import json
@@ -81,15 +83,25 @@ class Site:
     def __init__(self, program: Program, home: str) -> None:
         self.program = program
         self.home = home
+        self._told: dict[str, deque[str]] = {"said": deque(), "left": deque()}  # not asked for yet
+
+    def _next(self, wanted: str) -> str:
+        """Return the next line of a kind: a page's last may come after the first of the page that follows it."""
+        while not self._told[wanted]:
+            kind, rest = self.program.wait_for(r"^(said|left) (.*)").groups()
+            self._told[kind].append(rest)
+        return self._told[wanted].popleft()
 
     def said(self) -> Any:
-        """What a page says next."""
-        return json.loads(self.program.wait_for(r"^said (.*)")[1])
+        """What a page says next, apart from what it says many times."""
+        while (said := json.loads(self._next("said"))) == MANY:
+            pass
+        return said
 
     def left(self) -> tuple[int, int]:
         """The code with which somebody leaves, and how many the server waits for."""
-        code, away = self.program.wait_for(r"^left (\d+) (\d+)").groups()
-        return int(code), int(away)
+        code, away = map(int, self._next("left").split())
+        return code, away
 
     def open(self, path: str) -> None:
         with urllib.request.urlopen(self.home + path, timeout=PATIENCE) as answer:
@@ -162,7 +174,7 @@ def test_others_see_at_once_that_a_page_was_left(site: Site, browser: Browser, w
         try:
             page = opened(site, context)
             if turn % 2:
-                page.evaluate("for (let n = 0; n < 50; n++) client.send('say', 'one of many')")
+                page.evaluate("(text) => { for (let n = 0; n < 50; n++) client.send('say', text); }", MANY)
             WAYS[way](page)
             code, away = site.left()
             assert (code in (1000, 1001), away) == (True, 0), code

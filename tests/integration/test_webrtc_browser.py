@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_ports
 from programs import complain_of_faults
 from webrtc_rig import HEARTBEAT, Meeting, Proxy, everybody_met, launched, start_server
 
@@ -129,9 +130,9 @@ def test_a_call_can_be_iterated_and_ends_the_iteration_when_left(meeting: Meetin
     )
     page.wait_for_function("call.peers")
     page.evaluate("call.join()")
-    for name in ("Ada", "Grace"):
+    for count, name in enumerate(("Ada", "Grace"), 1):
         meeting.page().evaluate("([room, name]) => enter(room, {metadata: {name}})", [room, name])
-    page.wait_for_function("names.length === 2")
+        page.wait_for_function("(count) => names.length === count", arg=count)
     assert page.evaluate("names") == ["Ada", "Grace"]
     page.evaluate("void call.leave()")
     assert page.evaluate("ended") == "ended"
@@ -270,15 +271,16 @@ def test_a_network_without_room_delays_joining_and_offers_but_loses_neither(meet
 
 def test_one_side_cannot_open_data_channels_without_end(meeting: Meeting, room: str) -> None:
     ada, grace = meeting.enter(2, room=room)
-    ada.evaluate("window.told = 0; void peer().on('channel', () => told++)")  # "chat" at once
+    ada.evaluate("window.told = []; void peer().on('channel', (channel) => told.push(channel))")  # "chat" at once
     grace.evaluate("window.many = Array.from({length: 300}, () => peer().connection.createDataChannel('same'))")
     count = "(state) => many.filter(({ readyState }) => readyState === state).length"
-    ada.wait_for_function("seen.errors.length === 237 && told === 64")
+    ada.wait_for_function("seen.errors.length === 237 && told.length === 64")
     grace.wait_for_function(f"({count})('open') === 63 && ({count})('closed') === 237")
     grace.evaluate("many.find(({ readyState }) => readyState === 'open').close()")
     grace.wait_for_function(f"({count})('closed') === 238")
+    ada.wait_for_function("told.some(({ readyState }) => readyState === 'closed')")
     grace.evaluate("many.push(peer().connection.createDataChannel('same'))")
-    ada.wait_for_function("told === 65")
+    ada.wait_for_function("told.length === 65")
     chats(ada, grace, "one of the others is still there")
 
 
@@ -513,7 +515,7 @@ def test_the_others_learn_within_the_pong_deadline_that_somebody_is_frozen_and_t
         for page in (ada, grace):
             keep(page)
         proxy.hold()
-        ada.wait_for_function("peer().state === 'reconnecting'", timeout=1000 * (sum(HEARTBEAT) + 1))
+        ada.wait_for_function("peer().state === 'reconnecting'", timeout=30_000)  # by itself, 35 s
         chats(ada, grace, "the browsers still reach each other")
         proxy.reset()
         everybody_met([ada, grace])
@@ -538,11 +540,11 @@ def test_the_call_goes_on_when_the_connection_to_the_server_is_cut(
             keep(page)
         for count in (1, 2, 3):
             name = grace.evaluate("client.id")
-            grace.evaluate("seen.states.length = 0")
+            grace.evaluate("seen.resumed = 0")
             proxy.reset()
             chats(ada, grace, f"round {count}")
             if session:
-                grace.wait_for_function("(count) => client.state === 'open' && seen.resumed === count", arg=count)
+                grace.wait_for_function("client.state === 'open' && seen.resumed > 0")
                 assert grace.evaluate("client.id") == name
             else:
                 grace.wait_for_function("(name) => client.state === 'open' && client.id !== name", arg=name)
@@ -567,8 +569,9 @@ def test_who_came_back_more_than_once_is_known_to_whoever_was_away_meanwhile(mee
         everybody_met([ada, grace])
         for page in (ada, grace):
             keep(page)
-        proxy.reset()
-        proxy.hold()  # long before the first attempt to come back
+        proxy.hold()
+        proxy.reset(flow=False)  # and no attempt to come back succeeds
+        grace.wait_for_function("client.state !== 'open'")
         for _ in range(3):
             reconnected(ada)
         assert grace.evaluate("client.state") != "open"
@@ -593,8 +596,9 @@ def test_offers_made_without_a_connection_to_the_server_are_made_up_for(meeting:
         proxy.hold()
         grace.evaluate("call.addStream(picture())")  # its offer is lost
         grace.wait_for_function("peer().connection.signalingState === 'have-local-offer'")
+        grace.evaluate("seen.states.length = 0")
         proxy.reset()
-        grace.wait_for_function("client.state !== 'open'")
+        grace.wait_for_function("seen.states.includes('waiting')")
         ada.evaluate("call.addStream(picture())")  # perhaps to nobody
         for page in (ada, grace):
             page.wait_for_function("peer().tracks.length === 1 && settled(peer())")
@@ -604,14 +608,13 @@ def test_offers_made_without_a_connection_to_the_server_are_made_up_for(meeting:
 
 
 def test_everybody_meets_again_after_the_server_was_restarted(tmp_path: Path, browser: Browser) -> None:
-    program, port = start_server(tmp_path)
+    (port,) = free_ports(1)
     meeting = Meeting(browser, port)
-    with program:
+    with start_server(tmp_path, port)[0] as program:
         pages = meeting.enter(3)
         names = [page.evaluate("client.id") for page in pages]
         program.stop()
-    again, _ = start_server(tmp_path, port)
-    with again:
+    with start_server(tmp_path, port)[0] as again:
         for page in pages:
             page.wait_for_function("(names) => client.state === 'open' && !names.includes(client.id)", arg=names)
         for page in pages:

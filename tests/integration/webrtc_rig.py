@@ -252,8 +252,11 @@ class Proxy:
         """Forward again, beginning with what was held."""
         self._flowing.set()
 
-    def reset(self) -> None:
-        """End every connection with an RST on both sides; what was held is lost. New ones are accepted."""
+    def reset(self, *, flow: bool = True) -> None:
+        """End every connection with an RST on both sides; what was held is lost. New ones are accepted.
+
+        ``flow``: and forwarded, too; else they are held as before.
+        """
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
@@ -262,7 +265,8 @@ class Proxy:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     one.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
                 one.close()
-        self._flowing.set()
+        if flow:
+            self._flowing.set()
 
     def __enter__(self) -> Proxy:
         return self
