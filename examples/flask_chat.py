@@ -19,13 +19,14 @@ import os
 import secrets
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flask import Flask, redirect, render_template, request, send_from_directory, session, url_for
 from werkzeug.wrappers import Response
 
-from realtime import CloseCode, Context, Message, Reject, Toolkit
+from realtime import CloseCode, Context, Message, Reject, Toolkit, UnknownClient
 from realtime.integrations.flask import Realtime
 
 HERE = Path(__file__).parent
@@ -72,7 +73,8 @@ def login() -> Response | str | tuple[str, int]:
 @app.post("/logout")
 def logout() -> Response:
     for client in realtime.rooms.members(f"person:{session.get('person')}"):
-        realtime.disconnect(client, CloseCode.UNAUTHORIZED, reason="logged out")  # all open pages of theirs
+        with suppress(UnknownClient):  # closed meanwhile
+            realtime.disconnect(client, CloseCode.UNAUTHORIZED, reason="logged out")  # all open pages of theirs
     session.clear()
     return redirect(url_for("login"))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hmac
+from contextlib import suppress
 
 from flask import Blueprint, redirect, render_template, request, send_from_directory, url_for
 from flask_login import UserMixin, current_user, login_user, logout_user
 from werkzeug.wrappers import Response
 
-from realtime import CloseCode
+from realtime import CloseCode, UnknownClient
 
 from .extensions import login_manager, realtime
 
@@ -47,7 +48,8 @@ def login() -> Response | str | tuple[str, int]:
 def logout() -> Response:
     if current_user.is_authenticated:
         for client in realtime.rooms.members(f"user:{current_user.id}"):
-            realtime.disconnect(client, CloseCode.UNAUTHORIZED, reason="logged out")
+            with suppress(UnknownClient):  # closed meanwhile
+                realtime.disconnect(client, CloseCode.UNAUTHORIZED, reason="logged out")
     logout_user()
     return redirect(url_for("accounts.login"))
 

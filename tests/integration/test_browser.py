@@ -34,7 +34,7 @@ Visit = Callable[..., "Page"]
 def browser() -> Iterator[Browser]:
     path = chromium()
     with module("playwright.sync_api").sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=PATIENCE * 1000)
         yield launched
         launched.close()
 

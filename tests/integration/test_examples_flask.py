@@ -370,6 +370,33 @@ print("done")
     complain_of_faults(done.stderr)
 
 
+APPS = {
+    "flask_chat": "from flask_chat import app, realtime",
+    "flask_factory": """
+from flask_factory import create_app
+from flask_factory.extensions import realtime
+app = create_app()
+""",
+}
+LOG_OUT = """
+realtime.rooms.members = lambda room: ("closed meanwhile",)
+client = app.test_client()
+client.post("/login", data={"name": "ada", "password": "ada"})
+answer = client.post("/logout")
+print(answer.status_code, answer.location)
+"""
+
+
+@pytest.mark.parametrize("app", APPS.values(), ids=APPS)
+def test_who_logs_out_while_a_page_closes_is_logged_out(app: str) -> None:
+    module("flask_login")
+    code = f"{app}\n{LOG_OUT}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, timeout=3 * PATIENCE, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "302 /login\n"), done.stderr
+
+
 # The other commands of the docstrings --------------------------------------------------------------------------
 
 

@@ -122,7 +122,9 @@ def browser() -> Iterator[Browser]:
     path = chromium()
     with module("playwright.sync_api").sync_playwright() as playwright:
         kept = ["--disable-back-forward-cache"]
-        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, ignore_default_args=kept)
+        launched = playwright.chromium.launch(
+            executable_path=path, args=ARGUMENTS, ignore_default_args=kept, timeout=PATIENCE * 1000
+        )
         yield launched
         launched.close()
 

@@ -153,7 +153,7 @@ def launched() -> Iterator[Callable[[], Browser]]:
     with module("playwright.sync_api").sync_playwright() as playwright:
 
         def launch() -> Browser:
-            browser: Browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+            browser: Browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=PATIENCE * 1000)
             browsers.append(browser)
             return browser
 
