@@ -360,7 +360,7 @@ def test_the_page_works_by_keyboard_alone_and_names_its_controls(url: str, visit
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.id === 'text'")
+    page.wait_for_function("() => document.activeElement.id === 'text'")
     page.keyboard.type("no mouse")
     page.keyboard.press("Enter")
     page.wait_for_selector('.entry.mine:not(.pending) .body:text-is("no mouse")')

@@ -135,7 +135,7 @@ def test_two_people_chat_and_see_each_other(visit: Visit, chat: str) -> None:
     assert ada.locator("#people li").count() == 2
     assert grace.inner_text(".entry:not(.mine) .who span") == "Ada"
     grace.close()
-    ada.wait_for_function("document.querySelectorAll('#people li').length === 1")
+    ada.wait_for_function("() => document.querySelectorAll('#people li').length === 1")
 
 
 def test_the_page_comes_with_what_was_said_before(visit: Visit, chat: str) -> None:
@@ -164,7 +164,7 @@ def test_rooms_are_apart(visit: Visit, chat: str) -> None:
     joan.click('nav a:text-is("here")')
     joan.wait_for_selector('#title:text-is("here")')
     heard(joan, "only here")
-    grace.wait_for_function("document.querySelectorAll('#people li').length === 1")
+    grace.wait_for_function("() => document.querySelectorAll('#people li').length === 1")
 
 
 def test_logging_out_ends_every_page_of_that_person(visit: Visit, chat: str) -> None:
@@ -179,7 +179,7 @@ def test_logging_out_ends_every_page_of_that_person(visit: Visit, chat: str) -> 
         page.wait_for_selector("#name")
     first.goto(chat)
     first.wait_for_selector("#name")
-    other.wait_for_function("document.querySelectorAll('#people li').length === 1")
+    other.wait_for_function("() => document.querySelectorAll('#people li').length === 1")
 
 
 def test_a_client_that_comes_back_gets_what_it_missed(visit: Visit, chat: str) -> None:

@@ -162,7 +162,7 @@ def test_two_people_of_one_name_have_headings_of_their_own(enter: Enter) -> None
         heard(grace, text)
     starts = "[...document.querySelectorAll('.entry.first .body')].map(({ textContent }) => textContent)"
     assert grace.evaluate(starts) == ["one", "three"]
-    first.wait_for_function(f"{starts}.length === 2")
+    first.wait_for_function(f"() => {starts}.length === 2")
 
 
 def test_camera_and_microphone_can_be_switched_in_the_call(enter: Enter) -> None:
@@ -175,7 +175,7 @@ def test_camera_and_microphone_can_be_switched_in_the_call(enter: Enter) -> None
     assert grace.evaluate(f"{shape} > 1.5")
     ada.click("#camera")
     ada.wait_for_selector("#camera[aria-pressed=true]")
-    grace.wait_for_function(f"{shape} < 1.5")
+    grace.wait_for_function(f"() => {shape} < 1.5")
     ada.click("#microphone")
     grace.wait_for_selector(f"{tile('Ada')}:not(.is-muted)")
     sounds = "document.querySelector('.tile:not(.own) video').srcObject.getAudioTracks().length"
@@ -183,7 +183,7 @@ def test_camera_and_microphone_can_be_switched_in_the_call(enter: Enter) -> None
     ada.click("#microphone")
     grace.wait_for_selector(f"{tile('Ada')}.is-muted")
     ada.click("#camera")
-    grace.wait_for_function(f"{shape} > 1.5")
+    grace.wait_for_function(f"() => {shape} > 1.5")
     sees(grace, "Ada")
 
 
