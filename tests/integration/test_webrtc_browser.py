@@ -193,7 +193,7 @@ def test_both_offering_at_the_same_moment_ends_connected_every_time(meeting: Mee
             for page in (ada, grace):
                 page.wait_for_function("(count) => peer().tracks.length === count && settled(peer())", arg=count)
         for page in (ada, grace):
-            page.wait_for_function("sees(peer())")
+            assert page.evaluate("seesAll()") == [True]
             assert page.evaluate("seen.errors") == []
         polite = ada if ada.evaluate("peer().polite") else grace
         assert polite.evaluate("peer().signaling.filter((state) => state === 'have-remote-offer').length") >= 10
@@ -207,7 +207,7 @@ def test_pages_that_all_send_pictures_from_the_start_see_each_other(meeting: Mee
         page.evaluate("(room) => void enter(room, {channels: ['chat'], stream: picture()})", room)
     for page in pages:
         page.wait_for_function("call?.peers.size === 3 && [...call.peers.values()].every(settled)")
-        page.wait_for_function("Promise.all([...call.peers.values()].map(sees)).then((seen) => seen.every(Boolean))")
+        assert page.evaluate("seesAll()") == [True] * 3
         assert page.evaluate("seen.errors") == []
 
 

@@ -121,13 +121,21 @@ async function sees(peer) {
   return stats.some(({ type, framesDecoded }) => type === "inbound-rtp" && framesDecoded > 3);
 }
 
+/** Wait until pictures of all peers arrive, for a minute at most; return for each whether they do. */
+async function seesAll() {
+  for (const ends = performance.now() + 60_000; ; await new Promise((done) => setTimeout(done, 50))) {
+    const seen = await Promise.all([...call.peers.values()].map(sees));
+    if (seen.every(Boolean) || performance.now() > ends) return seen;
+  }
+}
+
 const ufrag = (peer) => /a=ice-ufrag:(\\S+)/.exec(peer.connection.localDescription.sdp)[1];
 
 client.on("client:state", ({ name, resumed }) => {
   seen.states.push(name);
   if (resumed) seen.resumed++;
 });
-Object.assign(window, { client, seen, enter, peer, settled, say, picture, sees, ufrag });
+Object.assign(window, { client, seen, enter, peer, settled, say, picture, seesAll, ufrag });
 </script>
 """
 
