@@ -70,6 +70,8 @@ def nodes(network: LoopbackNetwork) -> Iterator[list[Node]]:
         for place, node in enumerate(made):
             expected = [other.client.id for other in made[place + 1 :]]
             assert [news(node.client, "webrtc:peer-joined")["id"] for _ in expected] == expected
+        # until all announcements are answered: whose node is gone before that is told to the joiner once more
+        wait_until(lambda: not any(node.kernel.hub.workers.busy_others() for node in made), PATIENCE)
         yield made
     finally:
         for node in made:
