@@ -76,17 +76,22 @@ class CallNews:
         joiner = payload["id"]
         if not self._rooms.contains(call, joiner):
             return  # it has left meanwhile
+        knew = [record.id for record in self._records(call) if joiner in record.met]
+        self._tell_of(call, payload, [*told, *knew])
+
+    def _records(self, call: str) -> list[Participant]:
+        """Return those of this node's clients in a call."""
         members = self._kernel.rooms.members(call, scope="local")
-        records = [record for one in members if (record := self._participants.get(one, call)) is not None]
-        self._tell_of(call, payload, [*told, *(record.id for record in records if joiner in record.met)])
+        return [record for one in members if (record := self._participants.get(one, call)) is not None]
 
     def _tell_missed(self, joiner: Participant, asked: Asked) -> None:
-        """In a worker: tell a joiner of those on other nodes that left before they could know of it."""
+        """In a worker: tell a joiner of those on other nodes that left before their node could know of it."""
         self._elsewhere.wait(asked)  # what a node did before it heard of the joiner is known now
-        for one in joiner.met:
+        knew = {one for answer in asked if answer.ready() for one in answer.value or ()}
+        for one in [*joiner.met]:
             if self._participants.get(joiner.id, joiner.call) is not joiner:
                 return  # it has left, or gone
-            if not self._rooms.contains(joiner.call, one):
+            if one in joiner.met and one not in knew and not self._rooms.contains(joiner.call, one):
                 payload = {"room": self._rooms.name(joiner.call), "from": one, "reason": "lost"}
                 message = {"type": self._rooms.event("bye"), "payload": payload}
                 self._rooms.tell_here(joiner.call, message, set(self._rooms.others(joiner.call, joiner.id)))
@@ -100,6 +105,9 @@ class CallNews:
 
     def lost(self, client_id: str, rooms: Collection[str]) -> None:
         """A client of another node is gone with its node: have this node's clients told. Never waits."""
+        for call in self._rooms.calls_among(rooms):
+            for record in self._records(call):
+                record.met.discard(client_id)
         self._submit_for(self._tell_lost, client_id, rooms)
 
     def found(self, client_id: str, rooms: Collection[str]) -> None:

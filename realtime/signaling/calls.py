@@ -128,7 +128,7 @@ class Calls:
             payload["replaces"] = old.id
             payload["formerly"] = list(participant.formerly)
         home = self._kernel.hub.cluster.home
-        participant.met = frozenset(peer["id"] for peer in told["peers"] if home(peer["id"]) is not None)
+        participant.met = {peer["id"] for peer in told["peers"] if home(peer["id"]) is not None}
         self._news.announce(call, payload, participant)
         if old is not None:
             self._succeed(old, context.id)

@@ -81,7 +81,8 @@ class Elsewhere:
     def announce(self, call: str, payload: dict[str, Any], told: Collection[str]) -> Asked:
         """Have the other nodes tell their clients in a call of one that has joined it, but for those that were told.
 
-        Never waits. Nodes are asked that have none as well, as far as is known here.
+        Never waits. Nodes are asked that have none as well, as far as is known here. Each answers which of those that
+        were told are its own, and in the call.
         """
         said = {"call": call, "payload": payload, "told": list(told)}
         return self._ask(self._kernel.hub.cluster.node_ids(), self._announce_name, said)
@@ -91,10 +92,12 @@ class Elsewhere:
         with self._kernel.hub.workers.parked():
             gevent.wait(asked, timeout=ASK_TIMEOUT)
 
-    def _note_joined(self, arguments: Mapping[str, Any]) -> bool:
-        """A client of another node has joined a call, or is back."""
-        self.heard_of(arguments["call"], arguments["payload"], arguments["told"])
-        return True
+    def _note_joined(self, arguments: Mapping[str, Any]) -> list[str]:
+        """A client of another node has joined a call, or is back: say who of this node's that were told is in it."""
+        call, told = arguments["call"], arguments["told"]
+        here = [one for one in told if self._kernel.rooms.contains_here(call, one)]
+        self.heard_of(call, arguments["payload"], told)
+        return here
 
     def _collect(self, answers: Asked) -> dict[str, Shown]:
         if not answers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Participant", "Participants"]
@@ -37,8 +37,9 @@ class Participant:
     """The id it had before it came back: for those who were away at that moment."""
     formerly: tuple[str, ...] = ()
     """The ids it had before, for those who were away more than once; the last ``MOST_FORMER``."""
-    met: frozenset[str] = frozenset()
-    """Who of other nodes was there when it joined, as far as its node knew: they were told of it, and it of them."""
+    met: set[str] = field(default_factory=set)
+    """Who of other nodes was there when it joined, as far as its node knew: they were told of it, and it of them. Not
+    who was told as lost since."""
 
     def shown(self) -> dict[str, Any]:
         """Return what others are told of it beside its id: ``{metadata?, replaces?, formerly?}``."""

@@ -70,8 +70,6 @@ def nodes(network: LoopbackNetwork) -> Iterator[list[Node]]:
         for place, node in enumerate(made):
             expected = [other.client.id for other in made[place + 1 :]]
             assert [news(node.client, "webrtc:peer-joined")["id"] for _ in expected] == expected
-        # until all announcements are answered: whose node is gone before that is told to the joiner once more
-        wait_until(lambda: not any(node.kernel.hub.workers.busy_others() for node in made), PATIENCE)
         yield made
     finally:
         for node in made:
@@ -237,6 +235,41 @@ def test_a_client_that_leaves_a_node_which_stops_later_is_told_of_once(nodes: li
     for node in others:
         wait_until(lambda node=node: len(node.mesh.nodes()) == 1, PATIENCE)  # type: ignore[misc]
         nothing_more(node)
+
+
+@pytest.mark.parametrize("end", ["leaves", "stops", "lost"])
+def test_who_goes_while_an_announcement_is_answered_is_told_of_once(
+    network: LoopbackNetwork, nodes: list[Node], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    first, second, third = nodes
+    answers: list[Any] = []
+    ask_node = first.kernel.hub.cluster.ask_node
+
+    def hold_back(node_id: str, *question: Any) -> None:
+        if node_id == third.id:
+            answers.append(question[-1])
+        else:
+            ask_node(node_id, *question)
+
+    joiner = first.clients.connect()
+    monkeypatch.setattr(first.kernel.hub.cluster, "ask_node", hold_back)
+    joiner.send({"type": "webrtc:join", "payload": {"room": "lobby"}})
+    wait_until(lambda: answers, PATIENCE)  # what third's client joined with
+    answers.pop()(None, None)
+    assert news(second.client, "webrtc:peer-joined")["id"] == joiner.id
+    wait_until(lambda: answers, PATIENCE)
+    if end == "leaves":
+        second.client.call("webrtc:leave", {"room": "lobby"}, timeout=PATIENCE)
+    elif end == "stops":
+        second.kernel.stop()
+    else:
+        network.cut(second.id, "*")
+        network.cut("*", second.id)
+    assert news(joiner, "webrtc:bye")["from"] == second.client.id
+    wait_until(lambda: second.client.id not in first.members(), PATIENCE)
+    answers.pop()(None, None)
+    wait_until(lambda: first.kernel.hub.workers.busy_others() == 0, PATIENCE)
+    assert [message["type"] for message in drained(first, joiner) if "bye" in message["type"]] == []
 
 
 def test_clients_of_a_node_that_stops_are_told_of_once_by_it(nodes: list[Node]) -> None:
