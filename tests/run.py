@@ -1,4 +1,4 @@
-"""Runs the tests in seven processes side by side, as many of them mostly wait: see GROUPS.
+"""Runs the tests in eight processes side by side, as many of them mostly wait: see GROUPS.
 
     python tests/run.py                    all of them
     python tests/run.py tests/unit -x      exactly what pytest would do with these arguments, in one process
@@ -27,6 +27,7 @@ _OF_THEIR_OWN = {
         "test_browser.py", "test_page_left.py", "test_javascript_*.py", "test_*_javascript.py", "test_npm_ws.py"
     ),
     "servers that host": _files("test_hosting*.py", "test_flask.py", "test_worker_pool*.py", "test_wsgi_hosts.py"),
+    "nodes": _files("test_mesh*.py", "test_sessions_mesh.py", "test_recovery_python.py", "test_recovery_schedule.py"),
     "clients and the command line": _files("test_cli*.py", "test_python_client*.py", "test_websocket*.py"),
 }
 _ELSEWHERE = [f"--ignore={file}" for files in _OF_THEIR_OWN.values() for file in files]
