@@ -41,15 +41,16 @@ class CallNews:
         """Tell the others of one that has joined, or is back. May stall, or park, for crowded outboxes.
 
         Those that are known here are told by name, so that it reaches who is just moving. Other nodes tell the rest: of
-        two that join in the same moment, neither's node knows of the other yet.
+        two that join in the same moment, neither's node knows of the other yet. These are asked first: who leaves while
+        others are told has been counted there as one that knows.
         """
         others = self._rooms.others(call, payload["id"])
         here = set(self._kernel.rooms.members(call, scope="local"))
+        asked = self._elsewhere.announce(call, payload, others)
         self._tell_of(call, payload)
         for one in others:
             if one not in here:
                 self._tell_one(call, one, {**payload, "polite": one < payload["id"]})
-        asked = self._elsewhere.announce(call, payload, others)
         if asked and joiner is not None and joiner.met:
             self._kernel.hub.workers.submit(partial(self._tell_missed, joiner, asked))
 

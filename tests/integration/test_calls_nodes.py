@@ -272,6 +272,30 @@ def test_who_goes_while_an_announcement_is_answered_is_told_of_once(
     assert [message["type"] for message in drained(first, joiner) if "bye" in message["type"]] == []
 
 
+def test_who_goes_while_others_are_still_told_of_a_joining_is_told_of_once(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = nodes
+    gone = gevent.event.Event()
+    send = first.kernel.send
+
+    def send_to_one_that_is_crowded(client_id: str, message: Any) -> None:
+        send(client_id, message)
+        if message["type"] == "webrtc:peer-joined" and client_id == second.client.id:
+            assert gone.wait(PATIENCE)
+
+    joiner = first.clients.connect()
+    monkeypatch.setattr(first.kernel, "send", send_to_one_that_is_crowded)
+    joiner.send({"type": "webrtc:join", "payload": {"room": "lobby"}})
+    assert news(second.client, "webrtc:peer-joined")["id"] == joiner.id
+    second.client.call("webrtc:leave", {"room": "lobby"}, timeout=PATIENCE)
+    assert news(joiner, "webrtc:bye")["from"] == second.client.id
+    wait_until(lambda: second.client.id not in first.members(), PATIENCE)
+    gone.set()
+    wait_until(lambda: first.kernel.hub.workers.busy_others() == 0, PATIENCE)
+    assert [message["type"] for message in drained(first, joiner) if "bye" in message["type"]] == []
+
+
 def test_clients_of_a_node_that_stops_are_told_of_once_by_it(nodes: list[Node]) -> None:
     *others, last = nodes
     last.kernel.stop()
