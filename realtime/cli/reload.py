@@ -30,11 +30,14 @@ Signature = tuple[int, int]
 
 
 def module_files(name: str) -> list[str]:
-    """Return the files that ``import name`` reads first, of those in the current directory, without importing."""
+    """Return the files that ``import name`` reads first in the current directory, without importing.
+
+    Also those of them that are missing, unless all are: then it is elsewhere, or the name is wrong.
+    """
     parts = name.split(".")
     candidates = [Path(*parts).with_suffix(".py")]
     candidates += [Path(*parts[: count + 1], "__init__.py") for count in range(len(parts))]
-    return [str(path.absolute()) for path in candidates if path.is_file()]
+    return [str(path.absolute()) for path in candidates] if any(path.is_file() for path in candidates) else []
 
 
 class Files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import site
 import sys
@@ -15,6 +16,7 @@ __all__ = ["ImportReporter"]
 
 LOOK = 1.0  # seconds until what a handler has imported meanwhile is told
 VARIABLE = "REALTIME_RELOAD_FD"
+_NOT_IN = re.compile(r"cannot import name '(\w+)' from ")  # ImportError.name_from, which is there from Python 3.12 on
 
 
 class ImportReporter:
@@ -71,15 +73,32 @@ class ImportReporter:
             files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
             importing = [os.path.abspath(path) for path in files if self._is_ours(path)]
             yield from importing
-            if isinstance(error, ModuleNotFoundError) and error.name and importing:
-                missing = os.path.abspath(error.name.replace(".", os.sep))
-                yield from (f"{missing}.py", os.path.join(missing, "__init__.py"))
+            missing = _missing_module(error)
+            if missing and importing:
+                yield from self._places(missing)
             if isinstance(error, SyntaxError) and error.filename and self._is_ours(error.filename):
                 yield os.path.abspath(error.filename)
             error = error.__cause__ or error.__context__
 
+    def _places(self, name: str) -> Iterator[str]:
+        """Where a module that was not found may appear: below the folders of the Python path that are not installed."""
+        for folder in dict.fromkeys(map(os.path.abspath, sys.path)):
+            missing = os.path.join(folder, *name.split("."))
+            for path in (f"{missing}.py", os.path.join(missing, "__init__.py")):
+                if os.path.isdir(folder) and self._is_ours(path):
+                    yield path
+
     def _is_ours(self, path: str) -> bool:
         return path.endswith(".py") and not os.path.abspath(path).startswith(self._not_ours)
+
+
+def _missing_module(error: BaseException) -> str | None:
+    """Return the name of the module that an import has not found, if that is what the error says."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name
+    if isinstance(error, ImportError) and (found := _NOT_IN.match(error.msg)):
+        return f"{error.name}.{found[1]}"  # from package import module
+    return None
 
 
 def _installed_elsewhere() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -80,11 +81,9 @@ def test_the_files_of_a_module_are_those_its_import_reads(tmp_path: Path, monkey
     package.mkdir(parents=True)
     for path in (tmp_path / "shop" / "__init__.py", package / "__init__.py", package / "sockets.py"):
         path.touch()
-    assert sorted(module_files("shop.live.sockets")) == [
-        str(tmp_path / "shop" / "__init__.py"),
-        str(package / "__init__.py"),
-        str(package / "sockets.py"),
-    ]
+    read = [tmp_path / "shop" / "__init__.py", package / "__init__.py", package / "sockets.py"]
+    assert sorted(module_files("shop.live.sockets")) == sorted(map(str, [*read, package / "sockets" / "__init__.py"]))
+    assert str(package / "missing.py") in module_files("shop.live.missing")
     assert module_files("nothing_such") == []
 
 
@@ -109,18 +108,44 @@ def test_only_files_of_the_application_are_told_and_each_once(tmp_path: Path, mo
     assert not [path for path in told if "site-packages" in path or path.endswith('realtime/kernel.py"')]
 
 
-def test_the_file_with_a_syntax_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_module.py").write_text("(")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def told_of(name: str, error: type[Exception]) -> list[str]:
+    """Return what is told of a module that cannot be imported."""
     reading, writing = os.pipe()
     try:
         reporter = ImportReporter(writing)
         try:
-            __import__("broken_module")
-        except SyntaxError:
+            __import__(name)
+        except error:
             reporter.report()
-        told = os.read(reading, 1 << 20).decode().splitlines()
+        return [json.loads(line) for line in os.read(reading, 1 << 20).splitlines()]
     finally:
         os.close(reading)
         os.close(writing)
-    assert f'"{tmp_path / "broken_module.py"}"' in told
+
+
+def test_the_file_with_a_syntax_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("(")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert str(tmp_path / "broken_module.py") in told_of("broken_module", SyntaxError)
+
+
+@pytest.mark.parametrize(
+    ("statement", "missing"),
+    [("import shelf.of_books", "shelf"), ("from shop import shelf", "shop/shelf"), ("import shop.shelf", "shop/shelf")],
+)
+def test_where_a_missing_module_may_appear_is_told_for_each_folder_of_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, missing: str
+) -> None:
+    folders = [tmp_path / "here", tmp_path / "libraries"]
+    for folder in folders:
+        folder.mkdir()
+        monkeypatch.syspath_prepend(str(folder))
+    package = folders[1] / "shop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (folders[0] / "early_module.py").write_text(statement)
+    told = told_of("early_module", ImportError)
+    sys.modules.pop("shop", None)
+    for folder in folders:
+        assert {str(folder / f"{missing}.py"), str(folder / missing / "__init__.py")} <= set(told)
+    assert not [path for path in told if "site-packages" in path]
