@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from itertools import takewhile
 from random import Random
 
 from realtime.config import KiB, MeshOptions
@@ -41,17 +42,18 @@ class Peer:
         """The snapshot under way to it."""
         self.unaware: dict[str, float] = {}
         """Clients that have come here from other nodes, by the number of the frame that tells it: what the peer made
-        before it heard that was sent to a client's old node as well."""
+        before it heard that was sent to a client's old node as well. In the order of these numbers."""
 
     def is_unaware_of(self) -> Collection[str]:
         """Return the clients that have come here of which the peer did not know when it sent what has just come.
 
         Exact, as every reliable frame acknowledges what had arrived when it was made, also where it is sent again.
         """
-        heard = self.session.heard
-        for client in [client for client, frame in self.unaware.items() if frame <= heard]:
-            del self.unaware[client]
-        return self.unaware
+        heard, unaware = self.session.heard, self.unaware
+        # up to the first that it has not heard of: many may come at once, and a peer be silent for long
+        for client in list(takewhile(lambda client: unaware[client] <= heard, unaware)):
+            del unaware[client]
+        return unaware
 
     def begin_anew(self) -> None:
         """It is to have a snapshot."""
