@@ -287,10 +287,10 @@ class Membership:
     # Time --------------------------------------------------------------------------------------------------
 
     def late(self, seconds: float, now: float) -> None:
-        """This process was held up: what we did not hear meanwhile is nobody's silence."""
+        """This process was held up: what we did not hear meanwhile, or hear of, is nobody's silence."""
         for member in self.members.values():
             member.heard = min(member.heard + seconds, now)
-            member.witnessed = min(max(member.witnessed, member.heard), now)
+            member.witnessed = min(member.witnessed + seconds, now)
 
     def tick(self, now: float) -> float:
         """Look who is silent, and forget who is long gone; return when to look again."""

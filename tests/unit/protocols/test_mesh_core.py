@@ -159,6 +159,17 @@ def test_a_process_that_was_held_up_takes_nobody_for_silent_whatever_wakes_it(fi
     assert [node.suspect for node in cyd.nodes()] == [False, False]
 
 
+def test_a_process_that_was_held_up_does_not_give_up_whom_only_others_hear() -> None:
+    made = network("ann", "bob", "cyd")
+    made.partition(["ann"], ["bob"])
+    made.run(2 * OPTIONS.down)
+    ann = made.nodes["ann"].core
+    assert [(node.node, node.linked) for node in ann.nodes()] == [("bob", False), ("cyd", True)]
+    ann.tick(made.now + 2 * OPTIONS.down)
+    assert [action for action in ann.take_actions() if isinstance(action, NodeLeft | NodeSuspect)] == []
+    assert len(ann.nodes()) == 2
+
+
 def test_a_restart_that_nobody_had_noticed_takes_the_old_instance_away_and_tells_what_it_lost() -> None:
     made = network("ann", "bob")
     populate(made, "r", "bob1")
