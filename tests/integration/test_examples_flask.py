@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -522,8 +523,9 @@ def test_many_clients_of_several_processes_share_a_room(processes: str) -> None:
             client.send(json.dumps({"type": "chat:message", "room": "all", "payload": "here", "ack": 1}))
             answer = until(client, lambda message: message["type"] == "system:ack")
             assert answer["payload"]["result"]["process"] != os.getpid()
+        deadline = time.monotonic() + PATIENCE
         while members_of_all(clients[0]) < len(clients):  # the process of the first hears of the others' clients
-            pass
+            assert time.monotonic() < deadline
         clients[0].send(json.dumps({"type": "chat:message", "room": "all", "payload": "last"}))
         for client in clients[1:]:
             until(client, lambda message: message["type"] == "chat:message" and message["payload"]["body"] == "last")

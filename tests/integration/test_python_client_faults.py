@@ -683,7 +683,9 @@ def test_a_question_is_not_answered_on_another_connection() -> None:
             return "too late"
 
         with client:
+            deadline = time.monotonic() + PATIENCE
             while len(visits) < 2 or client.state != "open":
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
             again.set()
             client.send("again")

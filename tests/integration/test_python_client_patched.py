@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from programs import ROOT
 
 FILES = ("test_python_client.py", "test_python_client_faults.py")
 LONGEST = 600  # seconds for all of them: ten times what they take
 
 
+@pytest.mark.timeout(LONGEST + 30)
 def test_all_of_it_holds_for_greenlets() -> None:
     files = [str(Path(__file__).with_name(name)) for name in FILES]
     options = ["-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=0"]

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import defaultdict
 from contextlib import ExitStack
-from itertools import count, permutations
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -422,14 +422,19 @@ def test_the_cluster_example_answers_from_every_worker() -> None:
 def hear_each_other(pool: Pool, stack: ExitStack) -> None:
     """Have a client at each of two workers hear the other one: from then on each knows that the room is there too."""
     by_pid: dict[int, ClientConnection] = {}
-    while len(by_pid) < 2:
+    for _ in range(ENOUGH):
         client = stack.enter_context(connect(pool.url))
         by_pid.setdefault(ask(client, "echo")["pid"], client)
-    for speaker, listener in permutations(by_pid):
-        for number in count():
+        if len(by_pid) == 2:
+            break
+    assert len(by_pid) == 2
+    for speaker, listener in permutations(by_pid, 2):
+        for number in range(int(PATIENCE)):
             by_pid[speaker].send(json.dumps({"type": "say", "payload": number}))
             if hears(by_pid[listener], {"said": number, "pid": speaker}):
                 break
+        else:
+            raise AssertionError(f"{listener} does not hear {speaker}")
 
 
 def hears(client: ClientConnection, what: dict[str, Any]) -> bool:
