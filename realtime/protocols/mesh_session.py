@@ -27,7 +27,7 @@ ACK_BYTES = 256 * KiB
 ACK_DELAY = 0.05  # seconds
 WINDOW = 4 * MiB  # sent again and not acknowledged: the rest waits, as an outbox is no larger than our buffer
 _MOST = 2**53  # frames of a session, and more than any will have: gaps must not lead to numbers that no frame can carry
-_FRAME_COST = 64  # bytes that a frame in the buffer counts for beside its body: small ones cost memory as well
+_FRAME_COST = 144  # bytes that a frame in the buffer counts for beside its body, as Python keeps it
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_a_resume_says_what_is_known_of_the_peer() -> None:
     assert subject.resume(False) == resume_frame(OURS, THEIRS, 1, False)
 
 
-@pytest.mark.parametrize(("bounds", "kept"), [({"frames": 2}, 2), ({"resend": 3 * 164}, 3)], ids=["number", "bytes"])
+@pytest.mark.parametrize(("bounds", "kept"), [({"frames": 2}, 2), ({"resend": 3 * 244}, 3)], ids=["number", "bytes"])
 def test_what_the_buffer_could_not_keep_is_a_gap(bounds: dict[str, int], kept: int) -> None:
     subject = linked(**bounds)
     for _ in range(10):
